@@ -1,0 +1,13 @@
+# `make` lists what there is. All of it is bin/dev; ARGS="…" passes arguments on.
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+run: ## start the service, its database and a pretend Stripe; Ctrl-C stops all
+test: ## run all tests; ARGS="-k portal" picks some
+lint: ## check style, formatting, types and imports
+setup: ## make .venv, which the others do by themselves
+lock: ## pin requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest
+run test lint setup lock: ; @python3 bin/dev $@ $(ARGS)
+
+.PHONY: help run test lint setup lock

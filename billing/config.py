@@ -1,0 +1,245 @@
+"""The settings, read once from the environment, checked together, and never printed.
+
+`load()` returns frozen `Settings` or raises `SettingsError` whose text lists every fault, by the variable's
+name and without its value. A variable that is set but empty is a fault: an empty secret must not pass for none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+HOST = re.compile(r"[\w-]+(\.[\w-]+)*|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
+VISIBLE = re.compile(r"[!-~]+")
+PATH = re.compile(r"/(?!/)[!-\[\]-~]*")  # everything visible but the backslash
+SECRET_KEY = re.compile(r"[sr]k_(test|live)_\w+", re.ASCII)
+
+
+class SettingsError(Exception):
+    """The environment does not describe a service that may start."""
+
+
+def _comma_list(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _postgres(value: Any) -> str:
+    """Heroku says postgres://, SQLAlchemy wants its driver named."""
+    scheme, separator, rest = str(value).partition("://")
+    address = f"postgresql+psycopg://{rest}"
+    try:
+        make_url(address)
+    except (ArgumentError, ValueError):
+        separator = ""
+    if not separator or scheme not in {"postgres", "postgresql", "postgresql+psycopg"}:
+        raise ValueError("must be a PostgreSQL address: postgresql://user:password@host/name")
+    return address
+
+
+def origin_of(value: str) -> str:
+    """`https://host[:port]` and nothing more; plain http only on this machine."""
+    text = value.removesuffix("/")
+    origin = _origin_in(text)
+    if origin != text.lower():
+        raise ValueError("must be an origin: https://host[:port], without path, user or query")
+    return origin
+
+
+def _origin_in(address: str) -> str:
+    """The origin of an address that can be asked safely. Python's own complaints would quote the address."""
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("must be an address: https://host[:port]") from None
+    if parts.scheme == "http" and host not in LOCAL_HOSTS:
+        raise ValueError("must begin with https:// (http:// is for localhost only)")
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must begin with https://")
+    if not HOST.fullmatch(host) or port == 0 or "@" in parts.netloc or not VISIBLE.fullmatch(address):
+        raise ValueError("must be an address: https://host[:port], without user, blanks or wildcards")
+    return f"{parts.scheme}://" + (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+
+
+def _origins(value: Any) -> Any:
+    return tuple(origin_of(part) for part in _comma_list(value))
+
+
+def _path(value: str) -> str:
+    if not PATH.fullmatch(value):
+        raise ValueError("must be a path that begins with one slash, in ASCII and without blanks")
+    return value
+
+
+def _http_address(value: str) -> str:
+    _origin_in(value)
+    return value
+
+
+def _secret_key(value: SecretStr) -> SecretStr:
+    if not SECRET_KEY.fullmatch(value.get_secret_value()):
+        raise ValueError("must be a secret or a restricted key (sk_… or rk_…)")
+    return value
+
+
+def _signing_secrets(value: Any) -> tuple[SecretStr, ...]:
+    secrets = _comma_list(value)
+    if not secrets or any(not secret.startswith("whsec_") or len(secret) < 16 for secret in secrets):
+        raise ValueError("must be one or several signing secrets, each whsec_ and more behind it")
+    return tuple(SecretStr(secret) for secret in secrets)
+
+
+def _shared_secret(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < 32:
+        raise ValueError("must be at least 32 bytes")
+    return value
+
+
+def _public_key(value: Any) -> str:
+    """Platforms that keep a setting on one line write a PEM's line ends as a backslash and an n."""
+    pem = str(value).replace("\\n", "\n")
+    if not _pem_algorithm(pem):
+        raise ValueError("must be an RSA (2048 bits or more) or a P-256 public key in PEM")
+    return pem
+
+
+def _pem_algorithm(pem: str) -> str | None:
+    try:
+        key = load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+        return "RS256"
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return "ES256"
+    return None
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Origin = Annotated[str, BeforeValidator(origin_of)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
+Path = Annotated[str, AfterValidator(_path)]
+Address = Annotated[str, AfterValidator(_http_address)]
+Base = Annotated[Address, AfterValidator(lambda address: address.rstrip("/"))]
+Postgres = Annotated[str, BeforeValidator(_postgres)]
+
+
+class Settings(BaseModel):
+    """One field per environment variable, of the same name in lower case."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    database_url: Postgres = Field(repr=False)
+    migrations_database_url: Postgres | None = Field(None, repr=False)
+    database_pool_size: int = Field(10, ge=1, le=500)
+    billing_allow_superuser: bool = False
+
+    app_url: Origin
+    billing_return_path: Path = "/settings/billing"
+    billing_return_origins: Origins = ()
+
+    stripe_secret_key: Annotated[SecretStr, AfterValidator(_secret_key)]
+    stripe_webhook_secret: Annotated[tuple[SecretStr, ...], BeforeValidator(_signing_secrets)] = ()
+    stripe_api_base: Base | None = None
+    stripe_deadline_seconds: float = Field(10.0, ge=1, le=25)
+    billing_portal_configuration: str | None = Field(None, pattern=r"^bpc_\w+$")
+
+    jwt_secret_key: Annotated[SecretStr, AfterValidator(_shared_secret)] | None = None
+    jwt_public_key: Annotated[str, BeforeValidator(_public_key)] | None = None
+    jwt_jwks_url: Address | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: CommaList = ()
+    jwt_authorized_parties: CommaList = ()
+    jwt_tenant_claim: str = "tenant_id"
+    jwt_roles_claim: str = "roles"
+    billing_manager_roles: CommaList = ()
+
+    billing_links_per_minute: int = Field(30, ge=1)
+    trusted_proxies: int = Field(0, ge=0, le=10)
+
+    @property
+    def jwt_algorithms(self) -> tuple[str, ...]:
+        """What a token may be signed with. It follows from the kind of key, never from the token."""
+        if self.jwt_secret_key:
+            return ("HS256",)
+        if self.jwt_public_key:
+            return (str(_pem_algorithm(self.jwt_public_key)),)
+        return ("RS256", "ES256")
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings, or one `SettingsError` that names every fault and no value."""
+    given = {name: environ[name.upper()] for name in Settings.model_fields if name.upper() in environ}
+    if "stripe_secret_key" not in given and "STRIPE_KEY" in environ:
+        given["stripe_secret_key"] = environ["STRIPE_KEY"]
+    faults = _blanks(given) + _contradictions(given)
+    try:
+        settings = Settings.model_validate(
+            {name: value for name, value in given.items() if not _is_blank(value)}
+        )
+    except ValidationError as e:
+        faults += _invalid(e, given)
+    if faults:
+        raise SettingsError("\n  ".join(["The service cannot start with these settings:", *faults]))
+    return settings
+
+
+def _is_blank(value: str) -> bool:
+    return not value.strip(" ,\t\r\n")
+
+
+def _blanks(given: Mapping[str, str]) -> list[str]:
+    blank = [name.upper() for name, value in given.items() if _is_blank(value)]
+    return [f"{name}: is set but empty; give it a value or unset it" for name in blank]
+
+
+def _contradictions(given: Mapping[str, str]) -> list[str]:
+    """Faults of settings that are each fine alone."""
+    faults = []
+    keys = [name for name in ("jwt_secret_key", "jwt_public_key", "jwt_jwks_url") if name in given]
+    if len(keys) != 1:
+        faults.append("JWT_SECRET_KEY, JWT_PUBLIC_KEY, JWT_JWKS_URL: exactly one of them must be set")
+    if "stripe_api_base" in given and "_live_" in given.get("stripe_secret_key", "")[:8]:
+        faults.append("STRIPE_API_BASE: a live key goes to Stripe only; unset this or use a test key")
+    return faults
+
+
+def _invalid(error: ValidationError, given: Mapping[str, str]) -> list[str]:
+    faults = []
+    for fault in error.errors(include_url=False, include_input=False):
+        name = str(fault["loc"][0])
+        if fault["type"] != "missing":
+            faults.append(f"{name.upper()}: {fault['msg'].removeprefix('Value error, ')}")
+        elif name not in given:
+            faults.append(f"{name.upper()}: is required")
+    return faults
+
+
+def database_addresses(environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """The service's address of the database and its owner's: all that migrations need to know."""
+    service = environ.get("DATABASE_URL", "")
+    try:
+        return _postgres(service), _postgres(environ.get("MIGRATIONS_DATABASE_URL") or service)
+    except ValueError as e:
+        raise SettingsError(f"DATABASE_URL, MIGRATIONS_DATABASE_URL: each {e}") from None

@@ -1,0 +1,138 @@
+"""Every refusal this service utters: one family, each member with its status and its sentence.
+
+Raised where the fact is known, turned into JSON in one place (`web.answers`). A member without a `code` answers
+with the single key `error`: those bodies are fixed byte for byte. A member with one adds `code`,
+`request_id` and, where an input is at fault, `param`. No sentence ever repeats a value a caller sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class BillingError(Exception):
+    """The root. `retry_after` is in seconds and becomes a header."""
+
+    status = 500
+    code: str | None = None
+    sentence = "Internal server error"
+    always: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self, sentence: str | None = None, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(sentence or self.sentence)
+        self.param = param
+        self.headers = dict(self.always) | ({"Retry-After": str(retry_after)} if retry_after else {})
+
+    @property
+    def outcome(self) -> str:
+        """A short word for logs, counters and the audit trail."""
+        return self.code or type(self).__name__
+
+
+class Unauthorized(BillingError):
+    """No token, or one that does not hold; one sentence for all reasons, so that it tells nothing."""
+
+    status = 401
+    sentence = "Unauthorized"
+    always: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class NoTenant(BillingError):
+    """The token is good and names no tenant."""
+
+    status = 400
+    sentence = "No tenant context found"
+
+
+class NoCustomer(BillingError):
+    """The tenant has never been linked to a Stripe customer."""
+
+    status = 404
+    sentence = "No Stripe customer found for this tenant"
+
+
+class Forbidden(BillingError):
+    """The member's role may not do this."""
+
+    status = 403
+    code = "forbidden"
+    sentence = "Your role does not allow this; ask somebody who manages billing"
+
+
+class InvalidRequest(BillingError):
+    """A member of the request is not what the contract says."""
+
+    status = 400
+    code = "invalid_request"
+    sentence = "The request is not valid"
+
+
+class ReturnUrlNotAllowed(InvalidRequest):
+    """A return address outside the allow-list."""
+
+    code = "return_url_not_allowed"
+    sentence = "return_url: must be a path, or an address on an allowed origin"
+
+
+class NotJson(BillingError):
+    """A body of some other kind."""
+
+    status = 415
+    code = "unsupported_media_type"
+    sentence = "Content-Type must be application/json"
+
+
+class BodyTooLarge(BillingError):
+    """More than any request of ours needs."""
+
+    status = 413
+    code = "body_too_large"
+    sentence = "The request body is too large"
+
+
+class IdempotencyKeyReused(BillingError):
+    """The same Idempotency-Key came with other parameters."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    sentence = "This Idempotency-Key was used with other parameters; use a new one"
+
+
+class TooManyLinks(BillingError):
+    """A tenant asked for more links in a minute than it may."""
+
+    status = 429
+    code = "rate_limited"
+    sentence = "Too many links were asked for; try again later"
+
+
+class StripeFailed(BillingError):
+    """Stripe refused, failed, or did not answer in time. Callers see no more than a 500."""
+
+    def __init__(self, reason: str, *, retry_after: int | None = None) -> None:
+        super().__init__(retry_after=retry_after)
+        self.reason = reason
+
+    @property
+    def outcome(self) -> str:
+        """Stripe's own word for it, where it gave one."""
+        return f"stripe_{self.reason}"
+
+
+class ServiceUnavailable(BillingError):
+    """Something we stand on is away for now: the database, or the issuer's keys."""
+
+    status = 503
+    sentence = "Service unavailable"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(retry_after=2)
+        self.what = what
+
+    @property
+    def outcome(self) -> str:
+        """Which of them it was."""
+        return f"{self.what}_unavailable"

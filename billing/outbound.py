@@ -1,0 +1,164 @@
+"""HTTP calls that end in time, whatever the other side does.
+
+`within(seconds)` opens a deadline; every connect, send and receive of a `session()` used inside it gets only
+what remains of it, so that a server that drips one byte a second, in headers or body, cannot hold the caller
+longer. No thread per call. One session per process: its connections are shared by all its threads or greenlets.
+
+What it cannot bound is the resolver's own time for a host name.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NewConnectionError
+from urllib3.poolmanager import PoolManager, ProxyManager
+from urllib3.util.connection import create_connection
+
+CONNECT_SECONDS = 3.0  # per address: one that is silent this long will not answer, another may
+SILENCE_SECONDS = 5.0  # one try is given up after this much silence, so that another fits into the deadline
+
+_until: ContextVar[float] = ContextVar("until")
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """A deadline for everything sent through a `session()` in this context."""
+    token = _until.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def has_left(seconds: float) -> bool:
+    """Whether the deadline is at least that far away."""
+    return _left() >= seconds
+
+
+def _left() -> float:
+    return _until.get() - time.monotonic()
+
+
+def _share(at_most: float) -> float:
+    """What one step may take, in seconds; `TimeoutError` once the deadline has passed."""
+    left = _left()
+    if left <= 0:
+        raise TimeoutError("the deadline has passed")
+    return min(left, at_most)
+
+
+class _Receiver(io.RawIOBase):
+    """The reading end of a socket, each receive with its own share of the deadline."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_share(SILENCE_SECONDS))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Source:
+    """What `http.client.HTTPResponse` needs of a socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Receiver(self._sock))
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_Source(sock), *args, **kwargs)  # type: ignore[arg-type]  # it only calls makefile
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+
+    def _new_conn(self) -> socket.socket:
+        failure = OSError("no address")
+        try:
+            for address in _addresses(self._dns_host, self.port):
+                try:
+                    sock = create_connection(
+                        address, _share(CONNECT_SECONDS), socket_options=self.socket_options
+                    )
+                except OSError as e:
+                    failure = e
+                else:
+                    sock.settimeout(_share(SILENCE_SECONDS))  # for the TLS handshake
+                    return sock
+        except OSError as e:
+            failure = e
+        raise NewConnectionError(self, f"Failed to connect: {failure}") from failure
+
+    def send(self, data: Any) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(_share(SILENCE_SECONDS))
+        super().send(data)
+
+
+def _addresses(host: str, port: int) -> dict[tuple[str, int], None]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return {(str(address[0]), int(address[1])): None for *_, address in found}
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _bound(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> ProxyManager:
+        manager: ProxyManager = super().proxy_manager_for(proxy, **kwargs)
+        _bound(manager)
+        return manager
+
+
+def _bound(manager: PoolManager) -> None:
+    manager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+
+
+def session(address: str, *, connections: int) -> requests.Session:
+    """A session towards `address` that keeps up to `connections` open, for all threads or greenlets together.
+
+    The proxy settings of the environment are read here, once, and not again for every request.
+    """
+    bounded = requests.Session()
+    bounded.trust_env = False
+    bounded.proxies.update(requests.utils.get_environ_proxies(address))
+    for scheme in ("http://", "https://"):
+        bounded.mount(scheme, _Adapter(pool_connections=4, pool_maxsize=connections))
+    return bounded

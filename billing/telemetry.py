@@ -1,0 +1,166 @@
+"""What the service tells about itself: JSON lines on stdout, traces and metrics over OTLP.
+
+`observed(name)` goes round every door: a span, a call counter and a duration histogram, with the outcome.
+`start()` runs once per process, after the fork, and does nothing unless an OTLP endpoint is configured;
+`stop()` flushes. Log lines are an event name plus fields, with request id, trace id and tenant where known.
+Never a token, key, signature, e-mail, database address or link.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging.config
+import os
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+from flask import Flask
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.flask import FlaskInstrumentor
+from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from billing.errors import BillingError
+
+EXPORT_SECONDS = 3  # a dead collector must not hold up a shutdown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+tracer = trace.get_tracer("billing")
+meter = metrics.get_meter("billing")
+calls = meter.create_counter("billing.calls", description="Calls of a door, by operation and outcome")
+duration = meter.create_histogram("billing.duration", unit="s", description="Time spent in a door")
+
+
+def observed(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Span, counter and histogram around a door. A refusal we meant is an outcome, not an error."""
+
+    def wrap(door: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(door)
+        def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+            started, outcome = time.perf_counter(), "ok"
+            with tracer.start_as_current_span(
+                operation, record_exception=False, set_status_on_exception=False
+            ) as span:
+                try:
+                    return door(*args, **kwargs)
+                except BillingError as e:
+                    outcome = e.outcome
+                    if e.status >= 500:
+                        span.set_status(trace.StatusCode.ERROR, outcome)
+                    raise
+                except Exception as e:
+                    outcome = type(e).__name__
+                    span.record_exception(e)
+                    span.set_status(trace.StatusCode.ERROR, outcome)
+                    raise
+                finally:
+                    attributes = {"operation": operation, "outcome": outcome}
+                    span.set_attribute("billing.outcome", outcome)
+                    calls.add(1, attributes)
+                    duration.record(time.perf_counter() - started, attributes)
+
+        inner.__operation__ = operation  # type: ignore[attr-defined]  # read by the test that no door is unobserved
+        return inner
+
+    return wrap
+
+
+def start() -> None:
+    """Begin to export, when OTEL_EXPORTER_OTLP_ENDPOINT says where to."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
+    resource = Resource.create(
+        {
+            "service.name": os.environ.get("OTEL_SERVICE_NAME", "billing"),
+            "service.instance.id": f"{os.environ.get('DYNO', 'local')}-{os.getpid()}",
+        }
+    )
+    traces = TracerProvider(resource=resource)
+    traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(timeout=EXPORT_SECONDS)))
+    trace.set_tracer_provider(traces)
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(timeout=EXPORT_SECONDS))
+    metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=[reader]))
+
+
+def stop() -> None:
+    """Send what is left and end."""
+    for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
+        if isinstance(provider, TracerProvider | MeterProvider):
+            provider.shutdown()
+
+
+def instrument(app: Flask) -> None:
+    """Spans for every request, statement and call to Stripe, where somebody listens."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
+    FlaskInstrumentor().instrument_app(app, excluded_urls="healthz,readyz")  # type: ignore[no-untyped-call]
+    PsycopgInstrumentor().instrument(skip_dep_check=True)
+    RequestsInstrumentor().instrument(request_hook=_without_query)
+
+
+def _without_query(span: trace.Span, request: Any) -> None:
+    """Searches at Stripe carry e-mail addresses in the query."""
+    span.set_attribute("url.full", str(request.url).split("?", 1)[0])
+
+
+def _trace_id(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        line["trace_id"] = f"{span.trace_id:032x}"
+    return line
+
+
+LINE: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    _trace_id,
+    structlog.processors.format_exc_info,
+]
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "json": {
+            "()": structlog.stdlib.ProcessorFormatter,
+            "foreign_pre_chain": [*LINE, structlog.stdlib.PositionalArgumentsFormatter()],
+            "processors": [
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        }
+    },
+    "handlers": {
+        "stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
+    },
+    "root": {"level": "INFO", "handlers": ["stdout"]},
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "propagate": True},
+        "gunicorn.access": {"level": "WARNING"},  # the service writes a line of its own per request
+        # Quieter: what these say at INFO is of no use to an operator, and stripe's quotes what was sent.
+        **{name: {"level": "WARNING"} for name in ("alembic", "opentelemetry", "stripe", "urllib3")},
+    },
+}
+
+
+def configure_logging() -> None:
+    """One JSON line per event on stdout, for our loggers and everybody else's."""
+    structlog.configure(
+        processors=[*LINE, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    logging.config.dictConfig(LOGGING)

@@ -1,0 +1,22 @@
+"""The doors for HTTP callers, gathered in one blueprint."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Flask
+
+from billing.web import answers, health, openapi, portal
+from billing.wiring import Billing
+
+LARGEST_BODY = 16 * 1024
+DOORS = (portal.blueprint, health.blueprint, openapi.blueprint)
+
+
+def mount(app: Flask, billing: Billing, *, own_app: bool = False, url_prefix: str | None = None) -> None:
+    """Put the service into `app`: our own, where every answer is ours, or one that has other routes as well."""
+    blueprint = Blueprint("billing", __name__)
+    for door in DOORS:
+        blueprint.register_blueprint(door)
+    answers.hooks(app if own_app else blueprint)
+    billing.identity.install(app)
+    app.extensions["billing"] = billing
+    app.register_blueprint(blueprint, url_prefix=url_prefix)

@@ -1,0 +1,79 @@
+"""How every answer leaves: request ids, safe headers, one log line, and the one error shape.
+
+`hooks(target)` gives them to a whole app, or to the blueprint alone where another app mounts it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterable
+
+import structlog
+from flask import Blueprint, Flask, Response, g, request
+from werkzeug.exceptions import HTTPException
+
+from billing.errors import BillingError
+
+log = structlog.get_logger(__name__)
+
+
+def hooks(target: Flask | Blueprint) -> None:
+    """Request ids, the one error shape, safe headers and one log line, for everything under `target`."""
+    target.before_request(_begin)
+    target.after_request(_finish)
+    target.register_error_handler(BillingError, _refused)
+    target.register_error_handler(HTTPException, _framework_error)
+    target.register_error_handler(Exception, _unforeseen)
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else uuid.uuid4().hex
+    g.began = time.perf_counter()
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _finish(response: Response) -> Response:
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    log.info(
+        "http.answered",
+        method=request.method,
+        route=request.url_rule.rule if request.url_rule else None,
+        status=response.status_code,
+        ms=round((time.perf_counter() - g.began) * 1000, 1),
+    )
+    return response
+
+
+def _refused(error: BillingError) -> Response:
+    if error.status >= 500:
+        log.warning("http.failed", outcome=error.outcome, cause=type(error.__cause__).__name__)
+    body = {"error": str(error)}
+    if error.code:
+        body |= {"code": error.code, "request_id": g.request_id}
+    if error.param:
+        body["param"] = error.param
+    return _json(error.status, body, error.headers.items())
+
+
+def _framework_error(error: HTTPException) -> Response:
+    """Flask's own refusals, keeping their headers (Allow, …) and losing their HTML."""
+    kept = [(name, value) for name, value in error.get_headers() if name != "Content-Type"]
+    return _json(error.code or 500, {"error": error.name.capitalize()}, kept)
+
+
+def _unforeseen(error: Exception) -> Response:
+    log.error("http.unforeseen", exc_info=error)
+    return _json(500, {"error": BillingError.sentence}, ())
+
+
+def _json(status: int, body: dict[str, str], headers: Iterable[tuple[str, str]]) -> Response:
+    response = Response(json.dumps(body, separators=(",", ":")), status, content_type="application/json")
+    response.headers.extend(list(headers))
+    return response

@@ -1,0 +1,101 @@
+"""The contract of every HTTP door, read from the view itself.
+
+A view says what it wants and gives in its annotations: `caller: Caller`, `body: SomeModel`, `-> SomeAnswer`.
+`signed_in` supplies the caller, `checked` the body and the answer; what they refuse is raised as `BillingError`
+and answered by `web.answers`. `web.openapi` writes the same annotations down, so that what is documented is
+what is checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import structlog
+from flask import Response, current_app, request
+from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from billing import errors
+from billing.errors import BillingError
+from billing.wiring import Billing
+
+View = Callable[..., Any]
+
+
+def service() -> Billing:
+    """What this process holds, as `mount` left it."""
+    billing: Billing = current_app.extensions["billing"]
+    return billing
+
+
+def signed_in(view: View) -> View:
+    """The view gets `caller`, from the verified token and nothing else."""
+
+    @functools.wraps(view)
+    def inner(**kwargs: Any) -> Any:
+        caller = service().identity.caller()
+        structlog.contextvars.bind_contextvars(tenant=caller.tenant_id)
+        return view(caller=caller, **kwargs)
+
+    inner.__refusals__ = (errors.Unauthorized, errors.NoTenant, *refusals(view))  # type: ignore[attr-defined]
+    inner.__security__ = [{"userToken": []}]  # type: ignore[attr-defined]
+    return inner
+
+
+def checked(*refused_with: type[BillingError]) -> Callable[[View], View]:
+    """Check the body by its annotation, and send the answer through its own; says which refusals to expect."""
+
+    def wrap(view: View) -> View:
+        hints = get_type_hints(view)
+        body_model: type[BaseModel] | None = hints.get("body")
+
+        @functools.wraps(view)
+        def inner(**kwargs: Any) -> Response:
+            if body_model:
+                kwargs["body"] = _body(body_model)
+            answer: BaseModel = view(**kwargs)
+            return Response(answer.model_dump_json(), content_type="application/json")
+
+        of_body = (errors.InvalidRequest, errors.BodyTooLarge, errors.NotJson) if body_model else ()
+        inner.__refusals__ = (*of_body, *refused_with)  # type: ignore[attr-defined]
+        return inner
+
+    return wrap
+
+
+def _body(model: type[BaseModel]) -> BaseModel:
+    try:
+        raw = request.get_data(cache=False, parse_form_data=False)
+    except RequestEntityTooLarge as e:
+        raise errors.BodyTooLarge from e
+    if raw.strip() and request.mimetype != "application/json":
+        raise errors.NotJson
+    try:
+        return model.model_validate_json(raw if raw.strip() else b"{}")
+    except ValidationError as e:
+        raise _invalid(e) from e
+
+
+def _invalid(error: ValidationError) -> BillingError:
+    """The first fault, with the member's name and never its value."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    param = ".".join(str(part) for part in fault["loc"])
+    if not re.fullmatch(r"[\w.-]{1,64}", param, re.ASCII):
+        param = ""
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = "is not a member of this request"
+    if fault["type"] == "json_invalid":
+        message = "The body is not valid JSON"
+    if fault["type"] == "model_type":
+        message = "The body must be a JSON object"
+    return errors.InvalidRequest(f"{param}: {message}" if param else message, param=param or None)
+
+
+def refusals(view: View) -> tuple[type[BillingError], ...]:
+    """What a view may answer beside its success."""
+    found: tuple[type[BillingError], ...] = getattr(view, "__refusals__", ())
+    return found

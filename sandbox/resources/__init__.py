@@ -1,0 +1,99 @@
+"""What the sandbox can do, one module per Stripe resource, each a list of operations.
+
+An operation is an address, the SDK's type of its parameters and a function of the store and what was
+read from the request; it answers the resource as JSON or raises a Refusal. It runs with the store's
+lock held. Shared here: ids, and lists by page.
+"""
+
+import secrets
+import string
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.errors import Refusal, not_here
+from sandbox.store import Json, Store
+from sandbox.wire import Params
+
+ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True)
+class Operation:
+    """`run(call, **ids)`, the ids being those in the address."""
+
+    method: str
+    path: str
+    params: type
+    run: Callable[..., Json]
+    empty_unsets: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an operation works with."""
+
+    store: Store
+    params: Params
+    public_url: str
+
+
+def new_id(prefix: str, length: int = 14) -> str:
+    return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(length))}"
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def pick(params: Params, *names: str) -> Params:
+    """The given parameters of these names; another one that was given is more than the sandbox can do."""
+    for name in params.keys() - {*names, "expand"}:
+        raise not_here(f"the parameter '{name}' of this operation")
+    return {name: value for name, value in params.items() if name != "expand"}
+
+
+def expanded(call: Call, thing: Json) -> Json:
+    """The resource with the ids named in `expand` replaced by what they stand for."""
+    for name in call.params.get("expand", []):
+        found = call.store.lookup(str(thing.get(name)))
+        if not found:
+            raise Refusal(f"This property cannot be expanded ({name}).", param="expand")
+        thing = thing | {name: found}
+    return thing
+
+
+def merged_metadata(before: dict[str, str], given: dict[str, str] | None) -> dict[str, str]:
+    """Empty values remove keys, an empty hash's worth removes all."""
+    merged: dict[str, str] = before | given if given is not None else {}
+    return {name: value for name, value in merged.items() if value != ""}
+
+
+def merged(before: Any, given: Any) -> Any:
+    """`before` with what was given on top, hash by hash."""
+    if not (isinstance(before, dict) and isinstance(given, dict)):
+        return given
+    return before | {name: merged(before.get(name), value) for name, value in given.items()}
+
+
+def page(things: Iterable[Json], params: Params, url: str) -> Json:
+    """Stripe's list object: newest first, from a cursor, 10 or as many as asked for."""
+    limit = params.get("limit", 10)
+    if not 1 <= limit <= 100:
+        bound = "greater than or equal to 1" if limit < 1 else "less than or equal to 100"
+        raise Refusal(f"Invalid limit: must be {bound}", code="parameter_invalid_integer", param="limit")
+    newest_first = list(things)[::-1]
+    places = {thing["id"]: place for place, thing in enumerate(newest_first)}
+    if (after := params.get("starting_after")) is not None:
+        newest_first = newest_first[place_of(after, places, "starting_after") + 1 :]
+    if (before := params.get("ending_before")) is not None:
+        earlier = newest_first[: place_of(before, places, "ending_before")]
+        return {"object": "list", "url": url, "data": earlier[-limit:], "has_more": len(earlier) > limit}
+    return {"object": "list", "url": url, "data": newest_first[:limit], "has_more": len(newest_first) > limit}
+
+
+def place_of(id: str, places: dict[str, int], param: str) -> int:
+    if id not in places:
+        raise Refusal(f"No such object: '{id}'", code="resource_missing", param=param)
+    return places[id]

@@ -1,0 +1,107 @@
+"""/v1/customers. A deleted customer stays as a tombstone that can be retrieved and nothing else."""
+
+import secrets
+
+from stripe.params import (
+    CustomerCreateParams,
+    CustomerDeleteParams,
+    CustomerRetrieveParams,
+    CustomerUpdateParams,
+)
+
+from sandbox.errors import Refusal, no_such
+from sandbox.resources import Call, Operation, merged, merged_metadata, new_id, now, pick
+from sandbox.store import Json, Store
+from sandbox.wire import Params
+
+KIND = "customer"
+
+ADDRESS = dict.fromkeys(("city", "country", "line1", "line2", "postal_code", "state"))
+
+KEPT = [
+    *("address", "balance", "business_name", "description", "email", "individual_name", "invoice_prefix"),
+    *("invoice_settings", "metadata", "name", "next_invoice_sequence", "phone", "preferred_locales"),
+    *("shipping", "tax_exempt"),
+]
+
+
+def create(call: Call) -> Json:
+    customer: Json = {
+        "id": new_id("cus"),
+        "object": KIND,
+        "address": None,
+        "balance": 0,
+        "created": now(),
+        "currency": None,
+        "default_source": None,
+        "delinquent": False,
+        "description": None,
+        "email": None,
+        "invoice_prefix": secrets.token_hex(4).upper(),
+        "invoice_settings": {
+            "custom_fields": None,
+            "default_payment_method": None,
+            "footer": None,
+            "rendering_options": None,
+        },
+        "livemode": False,
+        "metadata": {},
+        "name": None,
+        "next_invoice_sequence": 1,
+        "phone": None,
+        "preferred_locales": [],
+        "shipping": None,
+        "tax_exempt": "none",
+        "test_clock": None,
+    }
+    return call.store.insert(customer | changes(customer, call.params))
+
+
+def retrieve(call: Call, id: str) -> Json:
+    return call.store.find(KIND, id)
+
+
+def update(call: Call, id: str) -> Json:
+    customer = living(call.store, id)
+    customer |= changes(customer, call.params)
+    return customer
+
+
+def delete(call: Call, id: str) -> Json:
+    living(call.store, id)
+    return call.store.insert({"id": id, "object": KIND, "deleted": True})
+
+
+def living(store: Store, id: str, *, param: str = "id") -> Json:
+    customer = store.find(KIND, id, param=param)
+    if customer.get("deleted"):
+        raise no_such(KIND, id, param=param)
+    return customer
+
+
+def changes(customer: Json, params: Params) -> Json:
+    given = pick(params, *KEPT)
+    if (email := given.get("email")) and "@" not in email.strip("@"):
+        raise Refusal(f"Invalid email address: {email}", code="email_invalid", param="email")
+    if given.get("address"):
+        given["address"] = merged(customer["address"] or ADDRESS, given["address"])
+    if given.get("shipping"):
+        given["shipping"] = {"phone": None} | given["shipping"]
+        given["shipping"]["address"] = ADDRESS | given["shipping"]["address"]
+    if "invoice_settings" in given:
+        if method := given["invoice_settings"].get("default_payment_method"):
+            raise no_such("PaymentMethod", method, param="invoice_settings[default_payment_method]")
+        given["invoice_settings"] = merged(customer["invoice_settings"], given["invoice_settings"])
+    if "metadata" in given:
+        given["metadata"] = merged_metadata(customer["metadata"], given["metadata"])
+    if "tax_exempt" in given:
+        given["tax_exempt"] = given["tax_exempt"] or "none"
+    return given
+
+
+OPERATIONS = [
+    Operation("POST", "/v1/customers", CustomerCreateParams, create, empty_unsets=True),
+    Operation("GET", "/v1/customers/<id>", CustomerRetrieveParams, retrieve),
+    Operation("POST", "/v1/customers/<id>", CustomerUpdateParams, update, empty_unsets=True),
+    Operation("DELETE", "/v1/customers/<id>", CustomerDeleteParams, delete),
+]

@@ -1,0 +1,206 @@
+"""/v1/billing_portal: configurations, of which there is always a default one, and sessions.
+
+A session's `url` carries a token; `pages` opens it. Sessions cannot be asked for again through the API.
+"""
+
+import re
+
+from stripe.params.billing_portal import (
+    ConfigurationCreateParams,
+    ConfigurationListParams,
+    ConfigurationRetrieveParams,
+    ConfigurationUpdateParams,
+    SessionCreateParams,
+)
+
+from sandbox.errors import Refusal, missing
+from sandbox.resources import Call, Operation, customers, merged, merged_metadata, new_id, now, page, pick
+from sandbox.store import Json, Store
+from sandbox.wire import Params
+
+CONFIGURATION = "billing_portal.configuration"
+PAGE = "billing_portal.page"
+
+FLOWS = ("subscription_cancel", "subscription_pause", "subscription_update", "subscription_update_confirm")
+
+# A configuration made through the API offers what it names and nothing else.
+NOTHING_OFFERED: Json = {
+    "customer_update": {"allowed_updates": [], "enabled": False},
+    "invoice_history": {"enabled": False},
+    "payment_method_update": {"enabled": False, "payment_method_configuration": None},
+    "subscription_cancel": {
+        "cancellation_reason": {
+            "enabled": False,
+            "feedback_options": None,
+            "options": ["too_expensive", "missing_features", "switched_service", "unused", "other"],
+        },
+        "enabled": False,
+        "mode": "at_period_end",
+        "proration_behavior": "none",
+    },
+    "subscription_pause": {
+        "duration": {
+            "interval_options": [{"interval": "month", "interval_count": 1}],
+            "type": "interval_options",
+        },
+        "enabled": False,
+    },
+    "subscription_update": {
+        "billing_cycle_anchor": None,
+        "default_allowed_updates": [],
+        "enabled": False,
+        "products": None,
+        "proration_behavior": "none",
+        "schedule_at_period_end": {"conditions": []},
+        "trial_update_behavior": "end_trial",
+    },
+}
+
+OFFERED_BY_DEFAULT: Json = {
+    "customer_update": {
+        "allowed_updates": ["email", "name", "address", "phone", "tax_id"],
+        "enabled": True,
+    },
+    "invoice_history": {"enabled": True},
+    "payment_method_update": {"enabled": True},
+    "subscription_cancel": {"enabled": True},
+}
+
+
+def create_configuration(call: Call) -> Json:
+    return call.store.insert(changed(new_configuration(), call.params))
+
+
+def retrieve_configuration(call: Call, id: str) -> Json:
+    return call.store.find(CONFIGURATION, id)
+
+
+def update_configuration(call: Call, id: str) -> Json:
+    configuration = call.store.find(CONFIGURATION, id)
+    if configuration["is_default"] and call.params.get("active") is False:
+        raise Refusal("The default configuration cannot be deactivated.", param="active")
+    return call.store.insert(changed(configuration, call.params) | {"updated": now()})
+
+
+def list_configurations(call: Call) -> Json:
+    filters = {name: call.params[name] for name in ("active", "is_default") if name in call.params}
+    matching = [c for c in call.store.collection(CONFIGURATION).values() if filters.items() <= flags(c)]
+    return page(matching, call.params, "/v1/billing_portal/configurations")
+
+
+def flags(configuration: Json) -> set[tuple[str, bool]]:
+    return {(name, configuration[name]) for name in ("active", "is_default")}
+
+
+def ensure_default_configuration(store: Store) -> None:
+    with store.lock:
+        if not store.collection(CONFIGURATION):
+            features = {"features": OFFERED_BY_DEFAULT}
+            store.insert(changed(new_configuration(), features) | {"is_default": True})
+        store.save()
+
+
+def new_configuration() -> Json:
+    return {
+        "id": new_id("bpc", 24),
+        "object": CONFIGURATION,
+        "active": True,
+        "application": None,
+        "business_profile": dict.fromkeys(("headline", "privacy_policy_url", "terms_of_service_url")),
+        "created": now(),
+        "default_return_url": None,
+        "features": NOTHING_OFFERED,
+        "is_default": False,
+        "livemode": False,
+        "login_page": {"enabled": False, "url": None},
+        "metadata": {},
+        "name": None,
+        "updated": now(),
+    }
+
+
+def changed(configuration: Json, params: Params) -> Json:
+    given = pick(params, "active", "business_profile", "default_return_url", "features", "metadata", "name")
+    metadata = merged_metadata(configuration["metadata"], given.pop("metadata", {}))
+    check_url(given.get("default_return_url"), "default_return_url")
+    after: Json = merged(configuration, given) | {"metadata": metadata}
+    for product in after["features"]["subscription_update"]["products"] or []:
+        quantity = {"enabled": False, "maximum": None, "minimum": 1}
+        product["adjustable_quantity"] = quantity | product.get("adjustable_quantity", {})
+    return after
+
+
+def create_session(call: Call) -> Json:
+    given = pick(
+        call.params,
+        "after_expiration",
+        "configuration",
+        "customer",
+        "flow_data",
+        "locale",
+        "on_behalf_of",
+        "return_url",
+    )
+    if "customer" not in given:
+        raise missing("customer")
+    customer = customers.living(call.store, given["customer"], param="customer")
+    configuration = usable_configuration(call.store, given.get("configuration"))
+    check_url(given.get("return_url"), "return_url")
+    token = new_id("test", 32)
+    session = {
+        "id": new_id("bps", 24),
+        "object": "billing_portal.session",
+        "after_expiration": given.get("after_expiration"),
+        "configuration": configuration["id"],
+        "created": now(),
+        "customer": customer["id"],
+        "customer_account": None,
+        "flow": flow(given["flow_data"]) if "flow_data" in given else None,
+        "livemode": False,
+        "locale": given.get("locale"),
+        "on_behalf_of": given.get("on_behalf_of"),
+        "return_url": given.get("return_url", configuration["default_return_url"]),
+        "url": f"{call.public_url}/p/session/{token}",
+    }
+    call.store.insert_short_lived(PAGE, token, {"session": session, "at": now(), "seen": now()})
+    return session
+
+
+def usable_configuration(store: Store, id: str | None) -> Json:
+    if id is None:
+        return next(c for c in store.collection(CONFIGURATION).values() if c["is_default"])
+    configuration = store.find(CONFIGURATION, id, param="configuration")
+    if not configuration["active"]:
+        raise Refusal(f"The configuration '{id}' is not active.", param="configuration")
+    return configuration
+
+
+def flow(data: Params) -> Json:
+    kind = data["type"]
+    if kind in FLOWS and kind not in data:
+        raise missing(f"flow_data[{kind}]")
+    return {
+        "type": kind,
+        "after_completion": {"type": "portal_homepage", "hosted_confirmation": None, "redirect": None}
+        | data.get("after_completion", {}),
+        "customer_update": {} if kind == "customer_update" else None,
+        **{name: data.get(name) for name in FLOWS},
+    }
+
+
+def check_url(url: str | None, param: str) -> None:
+    if url is not None and not re.match(r"https?://[^/?#\s]", url):
+        raise Refusal("Not a valid URL", code="url_invalid", param=param)
+
+
+OPERATIONS = [
+    Operation("POST", "/v1/billing_portal/configurations", ConfigurationCreateParams, create_configuration),
+    Operation("GET", "/v1/billing_portal/configurations", ConfigurationListParams, list_configurations),
+    Operation(
+        "GET", "/v1/billing_portal/configurations/<id>", ConfigurationRetrieveParams, retrieve_configuration
+    ),
+    Operation(
+        "POST", "/v1/billing_portal/configurations/<id>", ConfigurationUpdateParams, update_configuration
+    ),
+    Operation("POST", "/v1/billing_portal/sessions", SessionCreateParams, create_session),
+]

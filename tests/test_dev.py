@@ -1,0 +1,283 @@
+"""`bin/dev run` as a newcomer meets it: started as a program, judged by what it prints, does and leaves behind.
+
+Each test has a directory of its own in place of .local, and ports of its own, so that they run side by side
+with each other and with a developer's `make run`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import requests
+
+from sandbox.server import running as stripe
+from tests.conftest import create_customer
+
+ROOT = Path(__file__).parent.parent
+DEV = [sys.executable, str(ROOT / "bin" / "dev"), "run"]
+NOISE = 4  # how much slower than promised a busy machine may be before a test says so
+
+
+@dataclass(frozen=True)
+class Run:
+    """A `bin/dev run` that said it is ready."""
+
+    process: subprocess.Popen[str]
+    local: Path
+    printed: str
+    seconds: float
+
+    def portal_link(self) -> requests.Response:
+        """Does what the printed curl does."""
+        words = shlex.split(next(line for line in self.printed.splitlines() if line.strip().startswith("curl")))
+        name, _, value = words[words.index("-H") + 1].partition(": ")
+        url = next(word for word in words if word.startswith("http"))
+        return requests.request(words[words.index("-X") + 1], url, headers={name: value}, timeout=10)
+
+    def customer(self) -> str:
+        found = re.search(r"customer (cus_\w+)", self.printed)
+        assert found
+        return found[1]
+
+    def end(self, how: signal.Signals) -> tuple[int, float]:
+        """Its exit code, and how long it took to end."""
+        began = time.monotonic()
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=20)
+        return code, time.monotonic() - began
+
+
+@contextmanager
+def running(local: Path, **settings: str) -> Iterator[Run]:
+    began = time.monotonic()
+    process = subprocess.Popen(
+        DEV, env=environment(local, **settings), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    with process:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("Ctrl-C"):
+                break
+        try:
+            assert lines[-1].startswith("Ctrl-C"), "".join(lines)
+            yield Run(process, local, "".join(lines), time.monotonic() - began)
+        finally:
+            process.terminate()
+
+
+def refused(local: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(DEV, env=environment(local, **settings), capture_output=True, text=True, timeout=60)
+
+
+def environment(local: Path, **settings: str) -> dict[str, str]:
+    free = {"PORT": str(a_free_port()), "SANDBOX_PORT": str(a_free_port())}
+    return {"PATH": os.environ["PATH"], "BILLING_LOCAL_DIR": str(local), **free, **settings}
+
+
+def a_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def processes_of(local: Path) -> list[str]:
+    """What still runs for this directory: its name is in the environment or the command line of every one."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            about = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except OSError:  # ended meanwhile, or somebody else's
+            continue
+        if os.fsencode(local) in about:
+            found.append(f"{process.name} {(process / 'cmdline').read_bytes().replace(bytes(1), b' ')!r}")
+    return found
+
+
+def wait_until_gone(local: Path) -> None:
+    deadline = time.monotonic() + 20
+    while left := processes_of(local):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def local() -> Iterator[Path]:
+    """Not in tmp_path, which pytest keeps closing to the account that PostgreSQL runs as under root."""
+    with tempfile.TemporaryDirectory(prefix="billing-dev-") as directory:
+        yield Path(directory) / ".local"
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """One run for the tests that only look at it, in a directory too long for a socket's address."""
+    with tempfile.TemporaryDirectory(prefix="billing-dev-") as directory:
+        with running(Path(directory) / ("long" * 25) / ".local") as run:
+            yield run
+
+
+def test_the_printed_curl_returns_a_portal_address_that_opens(run: Run) -> None:
+    answer = run.portal_link()
+    page = requests.get(answer.json()["url"], timeout=10)
+
+    assert answer.status_code == 200
+    assert page.status_code == 200
+    assert run.customer() in page.text
+
+
+def test_the_service_is_held_by_row_level_security(run: Run) -> None:
+    address = next(word for word in run.printed.split() if word.startswith("postgresql://"))
+    with psycopg.connect(address) as connection:
+        role = connection.execute(
+            "SELECT rolname, rolsuper, rolbypassrls FROM pg_roles WHERE rolname = current_user"
+        ).fetchone()
+
+    assert role == ("billing", False, False)
+
+
+def test_secrets_are_kept_for_their_owner_only(run: Run) -> None:
+    assert (run.local / "dev.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_two_runs_do_not_share_one_directory(run: Run) -> None:
+    second = refused(run.local)
+
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"Another `run` is using {run.local}: stop it, or set BILLING_LOCAL_DIR to another directory.\n"
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_an_interruption_ends_everything_within_two_seconds(local: Path, how: signal.Signals) -> None:
+    with running(local) as run:
+        idle = requests.Session()
+        idle.get(re.findall(r"http://\S+", run.printed)[0], timeout=10)  # a connection that is kept alive
+        assert len(processes_of(local)) >= 4  # bin/dev, web, sandbox, postgres: the check below can see them
+
+        code, seconds = run.end(how)
+        left = processes_of(local)
+        idle.close()
+
+    assert (code, left) == (0, [])
+    assert seconds < 2 * NOISE
+
+
+def test_a_second_start_is_quick_and_keeps_its_data(local: Path) -> None:
+    with running(local) as first:
+        first.end(signal.SIGINT)
+
+    with running(local) as second:
+        answer = second.portal_link()
+
+    assert second.customer() == first.customer()
+    assert answer.status_code == 200
+    assert second.seconds < 5 * NOISE
+
+
+def test_the_demo_tenant_gets_another_customer_when_the_sandbox_forgot_its_own(local: Path) -> None:
+    with running(local) as first:
+        first.end(signal.SIGINT)
+    (local / "sandbox.json").unlink()
+
+    with running(local) as second:
+        answer = second.portal_link()
+
+    assert answer.status_code == 200
+    assert second.customer() != first.customer()
+
+
+def test_with_a_key_of_ones_own_nothing_is_invented_at_stripe(local: Path) -> None:
+    with stripe(key="sk_test_mine") as account:
+        with running(local, STRIPE_SECRET_KEY=account.key, STRIPE_API_BASE=account.url) as run:
+            answer = run.portal_link()
+            called = account.requests()
+
+    assert (answer.status_code, called) == (404, [])
+    assert not (local / "sandbox.json").exists()
+
+
+def test_a_given_database_and_customer_are_used_in_place_of_our_own(local: Path, database_url: str) -> None:
+    with stripe(key="sk_test_mine") as account:
+        mine = {"STRIPE_KEY": account.key, "STRIPE_API_BASE": account.url, "DATABASE_URL": database_url}
+        with running(local, DEMO_CUSTOMER=create_customer(account), **mine) as run:
+            answer = run.portal_link()
+
+    assert answer.status_code == 200
+    assert not (local / "postgres").exists()
+    assert database_url not in run.printed  # it may hold a password
+
+
+def test_nothing_survives_when_it_is_killed_outright(local: Path) -> None:
+    with running(local) as run:
+        run.end(signal.SIGKILL)
+
+        wait_until_gone(local)
+
+
+def test_it_says_who_ended_and_ends_the_rest(local: Path) -> None:
+    with running(local) as run:
+        sandbox = next(line for line in processes_of(local) if "-m sandbox" in line)
+        os.kill(int(sandbox.split()[0]), signal.SIGKILL)
+
+        code = run.process.wait(timeout=20)
+        assert run.process.stdout
+        last = run.process.stdout.read().splitlines()[-1]
+
+    assert code == 1
+    assert last == f"sandbox ended with exit code -9: {local}/sandbox.log"
+    assert processes_of(local) == []
+
+
+@pytest.mark.parametrize("variable", ["PORT", "SANDBOX_PORT"])
+def test_a_busy_port_is_one_sentence_that_names_the_way_out(local: Path, variable: str) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+
+        done = refused(local, **{variable: port})
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Port {port} is not free (address already in use): stop what uses it,"
+        f" or choose another with {variable}=….\n"
+    )
+    assert not local.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"STRIPE_SECRET_KEY": "sk_live_x"}, "live key"),
+        ({"STRIPE_KEY": "rk_live_x"}, "live key"),
+        ({"DYNO": "web.1"}, "dyno"),
+        ({"PORT": "http"}, "PORT must be a port"),
+        ({"PORT": "65536"}, "PORT must be a port"),
+    ],
+    ids=["live key", "live restricted key", "dyno", "no number", "no port"],
+)
+def test_what_cannot_be_right_is_refused_in_one_sentence(
+    local: Path, settings: dict[str, str], word: str
+) -> None:
+    done = refused(local, **settings)
+
+    assert done.returncode == 1
+    assert word in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not local.exists()

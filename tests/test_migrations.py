@@ -1,0 +1,187 @@
+"""What a release does to the database."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import make_url
+
+from billing.db import SYSTEM, Database
+from tests.conftest import ROOT, MakeApp, a_database, alembic, link
+from tests.tokens import a_token
+
+SCHEMA = """
+    SELECT 'column', table_name, column_name, data_type || is_nullable || coalesce(column_default, '')
+    FROM information_schema.columns WHERE table_schema = 'public'
+    UNION ALL SELECT 'index', tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+    UNION ALL SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT 'policy', tablename, policyname, cmd || coalesce(qual, '') || coalesce(with_check, '')
+    FROM pg_policies
+    ORDER BY 1, 2, 3
+"""
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """A database that no release has touched."""
+    yield from a_database(server_url, migrated=False)
+
+
+def schema(url: str) -> list[tuple[str, ...]]:
+    with psycopg.connect(plain(url)) as connection:
+        return connection.execute(SCHEMA).fetchall()
+
+
+def plain(url: str) -> str:
+    return url.replace("+psycopg", "")
+
+
+def test_up_down_and_up_again_give_the_same_schema(empty_database_url: str) -> None:
+    alembic(empty_database_url, "upgrade", "head")
+    first = schema(empty_database_url)
+    alembic(empty_database_url, "downgrade", "base")
+    emptied = schema(empty_database_url)
+    alembic(empty_database_url, "upgrade", "head")
+
+    assert {table for _, table, *_ in emptied} == {"alembic_version"}
+    assert {table for _, table, *_ in first} >= {"tenant_config", "audit_log"}
+    assert schema(empty_database_url) == first
+
+
+def test_the_tables_in_the_code_are_the_tables_in_the_database(database_url: str) -> None:
+    assert "No new upgrade operations detected" in alembic(database_url, "check").stdout
+
+
+def test_every_constraint_has_a_name_of_ours(database_url: str) -> None:
+    names = {
+        name
+        for kind, table, name, _ in schema(database_url)
+        if kind == "constraint" and table != "alembic_version"
+    }
+
+    assert all(name.startswith(("pk_", "ck_", "uq_", "fk_")) or name.endswith("_not_null") for name in names), (
+        names
+    )
+
+
+def test_two_releases_at_once_both_succeed(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(3) as releases:
+        codes = list(
+            releases.map(lambda _: alembic(empty_database_url, "upgrade", "head").returncode, range(3))
+        )
+
+    assert codes == [0, 0, 0]
+
+
+def test_a_release_gives_up_on_a_lock_rather_than_hold_up_the_traffic(empty_database_url: str) -> None:
+    alembic(empty_database_url, "upgrade", "head")
+    with psycopg.connect(plain(empty_database_url)) as busy:
+        busy.execute("SELECT count(*) FROM tenant_config")
+        release = alembic(empty_database_url, "downgrade", "base", MAY_FAIL="1")
+
+    assert release.returncode != 0
+    assert "LockNotAvailable" in release.stderr
+
+
+TOUCH = """
+from alembic import op
+
+revision, down_revision = "touch", "0001"
+
+
+def upgrade():
+    op.execute("UPDATE tenant_config SET stripe_customer_id = 'cus_touched'")
+"""
+
+
+def test_a_migration_sees_the_rows_of_every_tenant(empty_database_url: str, tmp_path: Path) -> None:
+    """Row-level security is forced on the owner too: without a scope it would change nothing, silently."""
+    alembic(empty_database_url, "upgrade", "head")
+    with psycopg.connect(plain(empty_database_url)) as connection:
+        connection.execute("SELECT set_config('billing.scope', 'system', true)")
+        connection.execute("INSERT INTO tenant_config (tenant_id, stripe_customer_id) VALUES ('t_1', 'cus_1')")
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    (tmp_path / "migrations" / "versions" / "touch.py").write_text(TOUCH)
+    (tmp_path / "alembic.ini").write_text((ROOT / "alembic.ini").read_text())
+
+    alembic(empty_database_url, "-c", str(tmp_path / "alembic.ini"), "upgrade", "head")
+
+    with psycopg.connect(plain(empty_database_url)) as connection:
+        connection.execute("SELECT set_config('billing.scope', 'system', true)")
+        assert connection.execute("SELECT stripe_customer_id FROM tenant_config").fetchall() == [
+            ("cus_touched",)
+        ]
+
+
+def test_a_release_without_an_address_says_so_in_one_sentence() -> None:
+    release = alembic("", "upgrade", "head", MAY_FAIL="1")
+
+    assert release.returncode == 1
+    assert release.stderr.strip().startswith("DATABASE_URL")
+    assert "Traceback" not in release.stderr
+
+
+def test_a_release_may_have_an_owner_of_its_own(
+    server_url: str, empty_database_url: str, make_app: MakeApp, customer: str
+) -> None:
+    """The service's role then owns nothing and may use everything."""
+    role = f"billing_test_service_{secrets.token_hex(3)}"
+    service_url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(sql.Identifier(role)))
+
+    alembic(service_url, "upgrade", "head", MIGRATIONS_DATABASE_URL=empty_database_url)
+    database = Database(service_url, pool_size=1)
+    link(database, "t_acme", customer)
+    client = make_app(DATABASE_URL=service_url).test_client()
+    ready = client.get("/readyz")
+    answer = client.post("/api/subscriptions/portal", headers={"Authorization": f"Bearer {a_token()}"})
+    with database.begin(SYSTEM) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.connection.cursor().execute("DROP TABLE audit_log")
+    database.close()
+
+    assert (ready.status_code, answer.status_code) == (200, 200)
+    with psycopg.connect(server_url, autocommit=True) as server:
+        database_name = make_url(empty_database_url).database or ""
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database_name)))
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database_name)))
+        server.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+# ---- /readyz
+
+
+def test_ready_says_yes_on_a_migrated_database(make_app: MakeApp) -> None:
+    answer = make_app().test_client().get("/readyz")
+
+    assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+
+
+def test_ready_says_no_before_the_first_release(make_app: MakeApp, empty_database_url: str) -> None:
+    answer = make_app(DATABASE_URL=empty_database_url).test_client().get("/readyz")
+
+    assert (answer.status_code, answer.data) == (503, b'{"error":"Service unavailable"}')
+
+
+def test_ready_says_yes_beside_a_newer_release(make_app: MakeApp, empty_database_url: str) -> None:
+    """For some minutes of every deploy the old code serves on the new schema."""
+    alembic(empty_database_url, "upgrade", "head")
+    with psycopg.connect(plain(empty_database_url)) as newer:
+        newer.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    assert make_app(DATABASE_URL=empty_database_url).test_client().get("/readyz").status_code == 200
+
+
+def test_ready_says_no_while_the_database_is_away_and_healthy_says_yes(make_app: MakeApp) -> None:
+    client = make_app(DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing").test_client()
+
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
