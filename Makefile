@@ -7,7 +7,8 @@ run: ## start the service, its database and a pretend Stripe; Ctrl-C stops all
 test: ## run all tests; ARGS="-k portal" picks some
 lint: ## check style, formatting, types and imports
 setup: ## make .venv, which the others do by themselves
+bench: ## ratios beside bare Flask routes; needs wrk; ARGS="--rounds 2 --seconds 3"
 lock: ## pin requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest
-run test lint setup lock: ; @python3 bin/dev $@ $(ARGS)
+run test lint setup bench lock: ; @python3 bin/dev $@ $(ARGS)
 
-.PHONY: help run test lint setup lock
+.PHONY: help run test lint setup bench lock

@@ -9,22 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import psycopg
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    Connection,
     DateTime,
     Identity,
     Index,
     Table,
     Text,
     func,
-    text,
 )
 from sqlalchemy.dialects.postgresql import INET
 
-from billing.db import metadata
+from billing.db import Query, metadata
 
 audit_log = Table(
     "audit_log",
@@ -46,36 +45,34 @@ audit_log = Table(
     Index("ix_audit_log_tenant_id_at", "tenant_id", "at"),
 )
 
-_START = text(
-    """
+_START = """
     WITH recent AS (
         SELECT count(*) AS links, min(at) AS oldest FROM audit_log
-        WHERE tenant_id = :tenant_id AND at > clock_timestamp() - interval '1 minute'
+        WHERE tenant_id = %(tenant_id)s AND at > clock_timestamp() - interval '1 minute'
           AND action IN ('portal') AND outcome <> 'rate_limited'
     ), told AS (
-        SELECT links < :limit AS allowed,
+        SELECT links < %(limit)s AS allowed,
                ceil(extract(epoch FROM oldest + interval '1 minute' - clock_timestamp()))::int AS seconds
         FROM recent
     )
     INSERT INTO audit_log (tenant_id, actor, action, flow, outcome, settled_at, request_id, ip, user_agent)
-    SELECT :tenant_id, :actor, :action, :flow, CASE WHEN allowed THEN 'started' ELSE 'rate_limited' END,
-           CASE WHEN allowed THEN NULL ELSE clock_timestamp() END, :request_id, :ip, :user_agent
+    SELECT %(tenant_id)s, %(actor)s, %(action)s, %(flow)s,
+           CASE WHEN allowed THEN 'started' ELSE 'rate_limited' END,
+           CASE WHEN allowed THEN NULL ELSE clock_timestamp() END,
+           %(request_id)s, %(ip)s, %(user_agent)s
     FROM told
     RETURNING id, outcome, (SELECT seconds FROM told)
-    """
-)
-_SETTLE = text(
-    """
-    UPDATE audit_log SET outcome = :outcome, stripe_object = :stripe_object, settled_at = clock_timestamp()
-    WHERE id = :id AND tenant_id = :tenant_id AND outcome = 'started'
-    """
-)
-_REFUSE = text(
-    """
+"""
+_SETTLE = """
+    UPDATE audit_log
+    SET outcome = %(outcome)s, stripe_object = %(stripe_object)s, settled_at = clock_timestamp()
+    WHERE id = %(id)s AND tenant_id = %(tenant_id)s AND outcome = 'started'
+"""
+_REFUSE = """
     INSERT INTO audit_log (tenant_id, actor, action, outcome, settled_at, request_id, ip, user_agent)
-    VALUES (:tenant_id, :actor, :action, :outcome, clock_timestamp(), :request_id, :ip, :user_agent)
-    """
-)
+    VALUES (%(tenant_id)s, %(actor)s, %(action)s, %(outcome)s, clock_timestamp(),
+            %(request_id)s, %(ip)s, %(user_agent)s)
+"""
 
 
 @dataclass(frozen=True)
@@ -99,23 +96,29 @@ class Entry:
     retry_after: int | None
 
 
-def start(connection: Connection, attempt: Attempt, *, flow: str | None, limit: int) -> Entry:
+def start(attempt: Attempt, *, flow: str | None, limit: int) -> Query[Entry]:
     """Write the attempt down as started, or as one more than `limit` links in the last minute.
 
-    Call it in a transaction that is `in_turn`, or two attempts could both be the last one allowed.
+    Run it `in_turn`, or two attempts could both be the last one allowed.
     """
-    row = connection.execute(_START, {**vars(attempt), "flow": flow, "limit": limit}).one()
-    return Entry(row.id, attempt.tenant_id, None if row.outcome == "started" else max(1, row.seconds))
+
+    def entry(written: psycopg.Cursor[tuple[int, str, int | None]]) -> Entry:
+        [(number, outcome, seconds)] = written
+        return Entry(number, attempt.tenant_id, None if outcome == "started" else max(1, seconds or 0))
+
+    return Query("audit.start", _START, {**vars(attempt), "flow": flow, "limit": limit}, entry)
 
 
-def settle(connection: Connection, entry: Entry, outcome: str, stripe_object: str | None) -> None:
+def settle(entry: Entry, outcome: str, stripe_object: str | None) -> Query[None]:
     """Say what came of a started attempt. Saying it twice changes nothing."""
-    connection.execute(
-        _SETTLE,
-        {"id": entry.id, "tenant_id": entry.tenant_id, "outcome": outcome, "stripe_object": stripe_object},
-    )
+    values = {"id": entry.id, "tenant_id": entry.tenant_id, "outcome": outcome, "stripe_object": stripe_object}
+    return Query("audit.settle", _SETTLE, values, _nothing)
 
 
-def refuse(connection: Connection, attempt: Attempt, outcome: str) -> None:
+def refuse(attempt: Attempt, outcome: str) -> Query[None]:
     """Write down an attempt that was turned away before it started."""
-    connection.execute(_REFUSE, {**vars(attempt), "outcome": outcome})
+    return Query("audit.refuse", _REFUSE, {**vars(attempt), "outcome": outcome}, _nothing)
+
+
+def _nothing(_: psycopg.Cursor[object]) -> None:
+    return None

@@ -5,21 +5,19 @@ A tenant is linked by id only, never by e-mail, and a Stripe customer belongs to
 
 from __future__ import annotations
 
+import psycopg
 from sqlalchemy import (
     CheckConstraint,
     Column,
-    Connection,
     DateTime,
     Index,
     Table,
     Text,
-    bindparam,
     func,
-    select,
     text,
 )
 
-from billing.db import metadata
+from billing.db import Query, metadata
 
 tenant_config = Table(
     "tenant_config",
@@ -37,9 +35,14 @@ tenant_config = Table(
     ),
 )
 
-_FIND = select(tenant_config.c.stripe_customer_id).where(tenant_config.c.tenant_id == bindparam("tenant_id"))
+_FIND = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = %(tenant_id)s"
 
 
-def find(connection: Connection, tenant_id: str) -> str | None:
+def find(tenant_id: str) -> Query[str | None]:
     """The tenant's Stripe customer, or None where it has none yet."""
-    return connection.scalar(_FIND, {"tenant_id": tenant_id}) or None
+    return Query("customers.find", _FIND, {"tenant_id": tenant_id}, _customer)
+
+
+def _customer(found: psycopg.Cursor[tuple[str | None]]) -> str | None:
+    row = found.fetchone()
+    return (row[0] or None) if row else None

@@ -1,32 +1,38 @@
 """PostgreSQL, and the only way into it.
 
-`Database.begin(scope)` opens a transaction whose first statement tells PostgreSQL on whose behalf it speaks;
-row-level security, forced on every table with tenant data, shows that scope its rows and nobody else any.
-Whoever opens the block commits it by leaving it. Trouble of the database's own (down, locked, too slow, no
-connection free) becomes `ServiceUnavailable` here, within seconds: neither a refused nor a silent server
-hangs a caller.
+`Database.begin(scope)` opens a transaction, and `run(scope, …)` is a whole one in a single trip. Either way the
+first statement tells PostgreSQL on whose behalf it speaks; row-level security, forced on every table with
+tenant data, shows that scope its rows and no others. Trouble of the database's own (down, locked, too slow,
+no connection free) becomes `ServiceUnavailable` here, within seconds: no caller hangs.
 
 Tables are SQLAlchemy Core tables beside their rules, in the subjects; `metadata` names their constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import select
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, LiteralString, TypeVar, overload
 
 import psycopg
+from opentelemetry import trace
 from psycopg import errors as pg
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.pool import NullPool
 
 from billing.errors import ServiceUnavailable
 
 Result = TypeVar("Result")
+Answer = TypeVar("Answer")
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+tracer = trace.get_tracer("billing")
 
 # A silent server is given up after WAIT for a free connection + CONNECT or ANSWER: under 4 s for a caller.
 WAIT_SECONDS = 1.0
@@ -44,8 +50,9 @@ metadata = MetaData(
     }
 )
 
-_ENTER = "BEGIN; SELECT set_config('billing.scope', %s, true), set_config('billing.tenant', %s, true)"
-_ENTER_IN_TURN = _ENTER + "; SELECT pg_advisory_xact_lock(hashtextextended(%s || ' ' || %s, 0))"
+_ENTER = "SELECT set_config('billing.scope', %s, true), set_config('billing.tenant', %s, true)"
+_ENTER_IN_TURN = f"{_ENTER}, pg_advisory_xact_lock(hashtextextended(%s || ' ' || %s, 0))"
+_POSTGRESQL = {"db.system.name": "postgresql"}
 _BYPASSES = "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user"
 
 
@@ -84,6 +91,16 @@ class ImpatientConnection(psycopg.Connection[Any]):
             raise NoAnswer("the database did not answer in time") from e
 
 
+@dataclass(frozen=True)
+class Query(Generic[Answer]):
+    """One statement, its values, and what to make of the answer. Subjects make them, doors `run` them."""
+
+    name: str
+    sql: LiteralString
+    values: Mapping[str, Any]
+    read: Callable[[psycopg.Cursor[Any]], Answer]
+
+
 class Database:
     """A pool of connections that holds no more than `pool_size`, opened when first needed."""
 
@@ -92,40 +109,48 @@ class Database:
         if not allow_superuser:
             event.listen(self._engine, "connect", _refuse_unsafe_role)
 
+    @overload
+    def run(self, scope: Scope, query: Query[Answer], /, *, in_turn: str | None = None) -> Answer: ...
+
+    @overload
+    def run(
+        self, scope: Scope, first: Query[First], second: Query[Second], /, *, in_turn: str | None = None
+    ) -> tuple[First, Second]: ...
+
+    def run(self, scope: Scope, /, *queries: Query[Any], in_turn: str | None = None) -> Any:
+        """A whole transaction in one trip to the server, for those whose statements are known beforehand.
+
+        Of transactions that name the same `in_turn` for the same tenant, one runs at a time.
+        """
+        name = " ".join(query.name for query in queries)
+        with _trouble_is_ours(), self._connected() as (_, driver):
+            with tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=_POSTGRESQL):
+                with (
+                    driver.pipeline()
+                ):  # up to its end one implicit transaction, which needs no BEGIN and COMMIT
+                    _send(driver, *_entrance(scope, in_turn))
+                    cursors = [_send(driver, query.sql, query.values) for query in queries]
+            answers = tuple(query.read(cursor) for query, cursor in zip(queries, cursors, strict=True))
+        return answers if len(answers) > 1 else answers[0]
+
     @contextmanager
     def begin(self, scope: Scope, *, in_turn: str | None = None) -> Iterator[Connection]:
-        """A transaction in `scope`: committed when the block ends, rolled back when it raises.
+        """A transaction whose statements depend on one another: committed when the block ends well."""
+        with _trouble_is_ours(), self._connected() as (connection, driver):
+            statement, values = _entrance(scope, in_turn)
+            psycopg.ClientCursor(driver).execute("BEGIN; " + statement, values)  # a simple query, in one trip
+            yield connection
+            connection.commit()
 
-        Of those that name the same `in_turn` for the same tenant, one runs at a time.
-        """
-        try:
-            with self._enter(scope, in_turn) as connection:
-                yield connection
-                connection.commit()
-        except (OperationalError, InterfaceError, NoConnectionFree, psycopg.OperationalError) as e:
-            raise ServiceUnavailable("database") from e
-        except InternalError as e:
-            if isinstance(e.orig, pg.ReadOnlySqlTransaction):  # a former primary, after a fail-over
-                raise ServiceUnavailable("database") from e
-            raise
-
-    def _enter(self, scope: Scope, in_turn: str | None) -> Connection:
-        """What is sent first also finds out whether a pooled connection still lives; a dead one is replaced."""
-        while True:
-            connection = self._engine.connect()
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[Connection, psycopg.Connection[Any]]]:
+        with self._engine.connect() as connection:
+            driver = _driver(connection)
             try:
-                _speak_for(scope, in_turn, _driver(connection))
-            except BaseException as e:
-                died = _driver(connection).closed and not isinstance(e, NoAnswer)
-                was_pooled = connection.info.get("used", False)
-                if _driver(connection).closed:
+                yield connection, driver
+            finally:
+                if driver.closed:
                     connection.invalidate()
-                connection.close()
-                if died and was_pooled:
-                    continue
-                raise
-            connection.info["used"] = True
-            return connection
 
     @property
     def connections_in_use(self) -> int:
@@ -137,19 +162,34 @@ class Database:
         self._engine.dispose()
 
 
+@contextmanager
+def _trouble_is_ours() -> Iterator[None]:
+    """The database's own troubles, whoever noticed them, are no fault of the caller's."""
+    try:
+        yield
+    except (psycopg.OperationalError, OperationalError, InterfaceError, NoConnectionFree) as e:
+        raise ServiceUnavailable("database") from e
+    except (psycopg.InternalError, InternalError) as e:
+        if isinstance(getattr(e, "orig", e), pg.ReadOnlySqlTransaction):  # a former primary, after a fail-over
+            raise ServiceUnavailable("database") from e
+        raise
+
+
+def _entrance(scope: Scope, in_turn: str | None) -> tuple[LiteralString, list[str]]:
+    """On whose behalf the transaction speaks, and the lock that makes it wait for its turn."""
+    if in_turn is None:
+        return _ENTER, [scope.name, scope.tenant_id]
+    return _ENTER_IN_TURN, [scope.name, scope.tenant_id, in_turn, scope.tenant_id]
+
+
+def _send(driver: psycopg.Connection[Any], sql: LiteralString, values: Any = None) -> psycopg.Cursor[Any]:
+    """Bypasses the instrumentation's cursors: in a pipeline nothing has happened yet when `execute` returns."""
+    return psycopg.Cursor(driver).execute(sql, values)
+
+
 def _driver(connection: Connection) -> psycopg.Connection[Any]:
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     return driver
-
-
-def _speak_for(scope: Scope, in_turn: str | None, connection: psycopg.Connection[Any]) -> None:
-    """BEGIN, the scope and the turn in one trip to the server: a simple query may hold several statements."""
-    said = [scope.name, scope.tenant_id]
-    with psycopg.ClientCursor(connection) as cursor:
-        if in_turn:
-            cursor.execute(_ENTER_IN_TURN, [*said, in_turn, scope.tenant_id])
-        else:
-            cursor.execute(_ENTER, said)
 
 
 def _engine(url: str, pool_size: int) -> Engine:
@@ -170,15 +210,33 @@ def _engine(url: str, pool_size: int) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> ImpatientConnection:
-        return ImpatientConnection.connect(*arguments, autocommit=True, **options)  # `begin` says BEGIN
+        return ImpatientConnection.connect(*arguments, autocommit=True, **options)  # BEGIN is said here
+
+    @event.listens_for(engine, "checkout")
+    def look(driver: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
+        if _has_died(driver):
+            raise InvalidatePoolError  # SQLAlchemy then opens a new one, here and for all that are as old
 
     return engine
+
+
+def _has_died(driver: psycopg.Connection[Any]) -> bool:
+    """Whether the server has closed a connection while it lay in the pool; asks the kernel, not the server."""
+    socket = select.poll()
+    socket.register(driver.fileno(), select.POLLIN)
+    try:
+        while socket.poll(0):
+            driver.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False
 
 
 def _refuse_unsafe_role(connection: psycopg.Connection[Any], _record: Any) -> None:
     with connection.cursor() as cursor:
         bypasses = cursor.execute(_BYPASSES).fetchone()
     if bypasses and bypasses[0]:
+        connection.close()
         raise UnsafeRole(
             "DATABASE_URL: this role bypasses row-level security; use one that is no superuser and has no "
             "BYPASSRLS, or set BILLING_ALLOW_SUPERUSER=1"

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import requests
 from flask import Flask, request
 from flask_jwt_extended import JWTManager, get_jwt, verify_jwt_in_request
 from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt import PyJWK, PyJWKSet
 from jwt.exceptions import InvalidTokenError, PyJWKSetError, PyJWTError
+from urllib3.exceptions import HTTPError
 
 from billing import outbound
 from billing.config import Settings
@@ -108,7 +108,7 @@ class IssuerKeys:
 
     def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._address = address
-        self._session = outbound.session(address, connections=1)
+        self._http = outbound.Http(address, connections=1)
         self._clock = clock
         self._lock = threading.Lock()
         self._keys: Mapping[str, PyJWK] = {}
@@ -141,7 +141,7 @@ class IssuerKeys:
         try:
             self._keys, self._failure = self._published(), None
             self._fetched_at = self._clock()
-        except (requests.RequestException, PyJWTError, *NONSENSE, AttributeError) as e:
+        except (HTTPError, PyJWTError, *NONSENSE, AttributeError) as e:
             self._failure = e
             if self._clock() - self._fetched_at >= KEYS_KEPT_SECONDS:
                 self._keys = {}
@@ -149,9 +149,9 @@ class IssuerKeys:
 
     def _published(self) -> Mapping[str, PyJWK]:
         with outbound.within(KEYS_DEADLINE_SECONDS):
-            answer = self._session.get(self._address, timeout=KEYS_DEADLINE_SECONDS, allow_redirects=False)
-        if answer.status_code != 200:
-            raise requests.HTTPError(f"the issuer answered {answer.status_code}")
+            answer = self._http.request("GET", self._address)
+        if answer.status != 200:
+            raise HTTPError(f"the issuer answered {answer.status}")
         keys = PyJWKSet.from_dict(answer.json()).keys
         signing = {
             key.key_id: key

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import requests
 import stripe
 import structlog
 from stripe.params.billing_portal import SessionCreateParams
+from urllib3.exceptions import HTTPError, SSLError
 
 from billing import outbound
 from billing.errors import IdempotencyKeyReused, StripeFailed
@@ -54,16 +55,25 @@ def idempotency_key(*parts: str) -> str:
 
 
 class Stripe:
-    """Stripe's API with one pool of at most `connections` kept open, shared by all threads or greenlets."""
+    """Stripe's API over one pool that keeps at most `connections` open, shared by all threads."""
 
     def __init__(
-        self, key: str, *, base: str | None = None, deadline: float = 10.0, connections: int = 10
+        self,
+        key: str,
+        *,
+        base: str | None = None,
+        deadline: float = 10.0,
+        connections: int = outbound.KEPT_OPEN,
     ) -> None:
         self._deadline = deadline
         self._client = stripe.StripeClient(
             key,
             stripe_version=API_VERSION,
-            http_client=_Transport(outbound.session(base or "https://api.stripe.com", connections=connections)),
+            http_client=_Transport(
+                outbound.Http(
+                    base or "https://api.stripe.com", connections=connections, ca_certs=stripe.ca_bundle_path
+                )
+            ),
             max_network_retries=RETRIES,
             base_addresses={"api": base} if base else {},
         )
@@ -106,14 +116,43 @@ class Stripe:
             raise _failed(e) from e
 
 
-class _Transport(stripe.RequestsClient):
-    """The SDK's own transport, on one session per process, that tries again only while it may help."""
+class _Transport(stripe.HTTPClient):
+    """What carries the SDK's requests: one pool per process, and another try only while it may help.
 
-    def __init__(self, session: requests.Session) -> None:
-        super().__init__(session=session, timeout=outbound.SILENCE_SECONDS)
+    The SDK's own transports keep a session per thread and know no total deadline.
+    """
+
+    name = "billing"
+
+    def __init__(self, http: outbound.Http) -> None:
+        super().__init__()
+        self._http = http
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        post_data: Any = None,
+        *,
+        _usage: list[str] | None = None,
+    ) -> tuple[str, int, Mapping[str, str]]:
+        try:
+            answer = self._http.request(method.upper(), url, headers=headers, body=post_data)
+        except HTTPError as e:
+            raise _unreachable(e) from e
+        return answer.data.decode("utf-8", "replace"), answer.status, answer.headers
 
     def _should_retry(self, *args: Any, **kwargs: Any) -> bool:
         return bool(super()._should_retry(*args, **kwargs)) and outbound.has_left(TRY_SECONDS)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def _unreachable(error: HTTPError) -> stripe.APIConnectionError:
+    again = not isinstance(error, SSLError)  # safe to say: the SDK sends the same idempotency key again
+    return stripe.APIConnectionError(type(error).__name__, should_retry=again)  # type: ignore[no-untyped-call]
 
 
 def _failed(error: stripe.StripeError) -> StripeFailed:

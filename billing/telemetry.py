@@ -13,6 +13,7 @@ import logging.config
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
@@ -22,7 +23,6 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
-from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -49,9 +49,7 @@ def observed(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(door)
         def inner(*args: P.args, **kwargs: P.kwargs) -> R:
             started, outcome = time.perf_counter(), "ok"
-            with tracer.start_as_current_span(
-                operation, record_exception=False, set_status_on_exception=False
-            ) as span:
+            with _span(operation) as span:
                 try:
                     return door(*args, **kwargs)
                 except BillingError as e:
@@ -66,7 +64,7 @@ def observed(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     raise
                 finally:
                     attributes = {"operation": operation, "outcome": outcome}
-                    span.set_attribute("billing.outcome", outcome)
+                    span.set_attributes({"billing.operation": operation, "billing.outcome": outcome})
                     calls.add(1, attributes)
                     duration.record(time.perf_counter() - started, attributes)
 
@@ -74,6 +72,14 @@ def observed(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return inner
 
     return wrap
+
+
+def _span(operation: str) -> AbstractContextManager[trace.Span]:
+    """The request's own span where Flask's instrumentation has opened one; other doors get one of their own."""
+    current = trace.get_current_span()
+    if current.is_recording():
+        return nullcontext(current)
+    return tracer.start_as_current_span(operation, record_exception=False, set_status_on_exception=False)
 
 
 def start() -> None:
@@ -101,17 +107,15 @@ def stop() -> None:
 
 
 def instrument(app: Flask) -> None:
-    """Spans for every request, statement and call to Stripe, where somebody listens."""
+    """Spans for every request and statement, where somebody listens; `outbound` makes its own."""
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return
-    FlaskInstrumentor().instrument_app(app, excluded_urls="healthz,readyz")  # type: ignore[no-untyped-call]
+    FlaskInstrumentor().instrument_app(  # type: ignore[no-untyped-call]
+        app,
+        excluded_urls="healthz,readyz",
+        meter_provider=metrics.NoOpMeterProvider(),  # `observed` counts and times already
+    )
     PsycopgInstrumentor().instrument(skip_dep_check=True)
-    RequestsInstrumentor().instrument(request_hook=_without_query)
-
-
-def _without_query(span: trace.Span, request: Any) -> None:
-    """Searches at Stripe carry e-mail addresses in the query."""
-    span.set_attribute("url.full", str(request.url).split("?", 1)[0])
 
 
 def _trace_id(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:

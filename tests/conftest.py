@@ -97,10 +97,11 @@ def stripe_stand_in() -> Iterator[Control]:
 
 
 @pytest.fixture
-def sandbox(stripe_stand_in: Control) -> Control:
-    """The sandbox without the faults, latency and requests of the test before."""
+def sandbox(stripe_stand_in: Control) -> Iterator[Control]:
+    """The sandbox without the faults, latency and requests of any other test."""
     stripe_stand_in.clear()
-    return stripe_stand_in
+    yield stripe_stand_in
+    stripe_stand_in.clear()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 import billing
-from billing.db import SYSTEM, Database, Scope, UnsafeRole
+from billing.db import SYSTEM, Database, Query, Scope, UnsafeRole
 from billing.errors import ServiceUnavailable
 from sandbox.server import Control
 from tests.conftest import MakeApp, link, rows
@@ -149,14 +149,43 @@ def test_mixed_tenants_over_two_connections_never_see_each_other(
     assert all(alone)
 
 
+def test_a_transaction_in_one_trip_is_all_or_nothing(database: Database) -> None:
+    written = Query("write", "INSERT INTO tenant_config (tenant_id) VALUES ('t_x')", {}, lambda _: None)
+    wrong = Query("wrong", "SELECT 1 / 0", {}, lambda found: found.fetchone())
+
+    with pytest.raises(psycopg.DataError):
+        database.run(SYSTEM, written, wrong)
+
+    assert rows(database, "SELECT * FROM tenant_config") == []
+    assert database.connections_in_use == 0
+
+
+def test_a_transaction_in_one_trip_sees_its_own_rows_and_leaves_no_scope_behind(
+    two_tenants: Database, database_url: str
+) -> None:
+    mine = Query("mine", "SELECT tenant_id FROM tenant_config", {}, lambda found: found.fetchall())
+    scope = Query("scope", "SELECT current_setting('billing.tenant', true)", {}, lambda found: found.fetchone())
+    one_connection = Database(database_url, pool_size=1)
+
+    seen = one_connection.run(Scope.tenant("t_acme"), mine)
+    with one_connection._engine.connect() as connection:
+        left = connection.exec_driver_sql(scope.sql).scalar()
+    one_connection.close()
+
+    assert seen == [("t_acme",)]
+    assert left in (None, "")
+
+
 def test_user_routes_open_no_scope_but_their_callers() -> None:
-    """Every `begin(…)` in a door is listed here; a new one has to be looked at."""
+    """Every `begin(…)` and `run(…)` in a door is listed here; a new one has to be looked at."""
     doors = Path(billing.__file__).parent / "web"
     scopes = {
         (door.name, ast.unparse(call.args[0]))
         for door in doors.glob("*.py")
         for call in ast.walk(ast.parse(door.read_text()))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "begin"
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in {"begin", "run"}
     }
 
     assert scopes == {("links.py", "self._caller.scope"), ("health.py", "SYSTEM")}

@@ -13,7 +13,6 @@ from urllib.parse import SplitResult, urlsplit
 
 import structlog
 from flask import g, request
-from sqlalchemy import Connection
 
 from billing import audit, customers, errors
 from billing.config import Settings
@@ -47,29 +46,30 @@ class Trail:
 
         The transaction has ended when this returns: nothing is held while Stripe is asked.
         """
-        limit = service().settings.billing_links_per_minute
-        with service().db.begin(self._caller.scope, in_turn="links") as connection:
-            self._entry = audit.start(connection, self._attempt, flow=flow, limit=limit)
-            customer = customers.find(connection, self._caller.tenant_id)
-        if self._entry.retry_after:
-            raise errors.TooManyLinks(retry_after=self._entry.retry_after)
+        entry, customer = service().db.run(
+            self._caller.scope,
+            audit.start(self._attempt, flow=flow, limit=service().settings.billing_links_per_minute),
+            customers.find(self._caller.tenant_id),
+            in_turn="links",
+        )
+        if entry.retry_after:
+            raise errors.TooManyLinks(retry_after=entry.retry_after)
+        self._entry = entry
         if not customer:
             raise errors.NoCustomer
         return customer
 
     def settle(self, outcome: str) -> None:
         """Write down how it ended. If that fails the caller's answer stands, and the row says `started`."""
+        written = (
+            audit.settle(self._entry, outcome, self.stripe_object)
+            if self._entry
+            else audit.refuse(self._attempt, outcome)
+        )
         try:
-            with service().db.begin(self._caller.scope) as connection:
-                self._write(connection, outcome)
+            service().db.run(self._caller.scope, written)
         except errors.ServiceUnavailable:
             log.warning("audit.unsettled", action=self._attempt.action, outcome=outcome)
-
-    def _write(self, connection: Connection, outcome: str) -> None:
-        if self._entry:
-            audit.settle(connection, self._entry, outcome, self.stripe_object)
-        else:
-            audit.refuse(connection, self._attempt, outcome)
 
 
 def audited(action: str) -> Callable[[View], View]:
