@@ -14,7 +14,6 @@ def create_app(settings: Settings | None = None, stripe: Stripe | None = None) -
     """Nothing is connected here: the app may be made before a fork, and while the database is away."""
     settings = settings or config.load()
     app = Flask("billing", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = web.LARGEST_BODY
     telemetry.configure_logging()
     telemetry.instrument(app)
     web.mount(app, wiring.build(settings, stripe), own_app=True)

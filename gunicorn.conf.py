@@ -10,9 +10,9 @@ from billing import outbound, telemetry
 host = "0.0.0.0" if "DYNO" in os.environ else "127.0.0.1"  # noqa: S104  # a dyno is reached from outside only
 bind = f"{host}:{os.environ.get('PORT', '8000')}"
 
-worker_class = "gthread"
+worker_class = "billing.serving.Worker"  # gthread, with limited patience
 threads = outbound.KEPT_OPEN  # requests in flight per worker; each waits for Stripe most of its life
-reuse_port = True  # the kernel spreads connections over the workers
+reuse_port = False  # see docs/decisions.md
 preload_app = True  # settings are checked once, before anything listens
 timeout = 28  # a worker that does not even breathe is replaced before the router's 30 s
 graceful_timeout = 20

@@ -219,8 +219,8 @@ def _fill(url: str, tenants: list[str]) -> None:
             [tenants],
         )
         connection.execute(
-            "INSERT INTO audit_log (at, settled_at, tenant_id, actor, action, outcome)"
-            " SELECT past.at, past.at, tenant, 'user-1', 'portal', 'opened' FROM"
+            "INSERT INTO audit_log (at, settled_at, tenant_id, actor, action, started, outcome)"
+            " SELECT past.at, past.at, tenant, 'user-1', 'portal', true, 'opened' FROM"
             " generate_series(now() - interval '101 days', now() - interval '1 day', '1 day') past (at),"
             " unnest(%s::text[]) tenant",
             [tenants],

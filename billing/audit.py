@@ -1,17 +1,20 @@
 """Who asked for what, and what came of it: the table `audit_log`.
 
 An attempt is written as `started` before the outside world is touched and settled after, so that a crash in
-between leaves its trace. The same rows are the count behind the limit of links per tenant and minute, which
-therefore holds over all processes. Never kept here: a link itself, a token, or an e-mail address.
+between leaves its trace. The rows of those that were let through are the count behind the limit of links per
+tenant and minute, which therefore holds over all processes. Never kept here: a link itself, a token, or an
+e-mail address.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -25,6 +28,8 @@ from sqlalchemy.dialects.postgresql import INET
 
 from billing.db import Query, metadata
 
+REFUSALS_PER_MINUTE = 600  # of one tenant: who is refused over and over fills the log, not the table
+
 audit_log = Table(
     "audit_log",
     metadata,
@@ -35,6 +40,7 @@ audit_log = Table(
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("flow", Text),
+    Column("started", Boolean, nullable=False),  # was let through, and counts towards the limit
     Column("outcome", Text, nullable=False),
     Column("stripe_object", Text),
     Column("request_id", Text),
@@ -45,23 +51,30 @@ audit_log = Table(
     Index("ix_audit_log_tenant_id_at", "tenant_id", "at"),
 )
 
+# `statement_timestamp()`, because an index can be searched by it: `clock_timestamp()` differs from row to row.
 _START = """
     WITH recent AS (
-        SELECT count(*) AS links, min(at) AS oldest FROM audit_log
-        WHERE tenant_id = %(tenant_id)s AND at > clock_timestamp() - interval '1 minute'
-          AND action IN ('portal') AND outcome <> 'rate_limited'
+        SELECT count(*) FILTER (WHERE started) AS links,
+               min(at) FILTER (WHERE started) AS oldest,
+               count(*) FILTER (WHERE NOT started) AS refusals
+        FROM audit_log
+        WHERE tenant_id = %(tenant_id)s AND at > statement_timestamp() - interval '1 minute'
     ), told AS (
         SELECT links < %(limit)s AS allowed,
-               ceil(extract(epoch FROM oldest + interval '1 minute' - clock_timestamp()))::int AS seconds
+               refusals < %(refusals)s AS written,
+               ceil(extract(epoch FROM oldest + interval '1 minute' - statement_timestamp()))::int AS seconds
         FROM recent
+    ), entry AS (
+        INSERT INTO audit_log
+            (tenant_id, actor, action, flow, started, outcome, settled_at, request_id, ip, user_agent)
+        SELECT %(tenant_id)s, %(actor)s, %(action)s, %(flow)s, allowed,
+               CASE WHEN allowed THEN 'started' ELSE 'rate_limited' END,
+               CASE WHEN allowed THEN NULL ELSE clock_timestamp() END,
+               %(request_id)s, %(ip)s, %(user_agent)s
+        FROM told WHERE allowed OR written
+        RETURNING id
     )
-    INSERT INTO audit_log (tenant_id, actor, action, flow, outcome, settled_at, request_id, ip, user_agent)
-    SELECT %(tenant_id)s, %(actor)s, %(action)s, %(flow)s,
-           CASE WHEN allowed THEN 'started' ELSE 'rate_limited' END,
-           CASE WHEN allowed THEN NULL ELSE clock_timestamp() END,
-           %(request_id)s, %(ip)s, %(user_agent)s
-    FROM told
-    RETURNING id, outcome, (SELECT seconds FROM told)
+    SELECT (SELECT id FROM entry), allowed, seconds FROM told
 """
 _SETTLE = """
     UPDATE audit_log
@@ -69,9 +82,14 @@ _SETTLE = """
     WHERE id = %(id)s AND tenant_id = %(tenant_id)s AND outcome = 'started'
 """
 _REFUSE = """
-    INSERT INTO audit_log (tenant_id, actor, action, outcome, settled_at, request_id, ip, user_agent)
-    VALUES (%(tenant_id)s, %(actor)s, %(action)s, %(outcome)s, clock_timestamp(),
-            %(request_id)s, %(ip)s, %(user_agent)s)
+    INSERT INTO audit_log
+        (tenant_id, actor, action, flow, started, outcome, settled_at, request_id, ip, user_agent)
+    SELECT %(tenant_id)s, %(actor)s, %(action)s, %(flow)s, false, %(outcome)s, clock_timestamp(),
+           %(request_id)s, %(ip)s, %(user_agent)s
+    WHERE (
+        SELECT count(*) FROM audit_log
+        WHERE tenant_id = %(tenant_id)s AND at > statement_timestamp() - interval '1 minute' AND NOT started
+    ) < %(refusals)s
 """
 
 
@@ -89,24 +107,30 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Entry:
-    """An attempt's row. With `retry_after` (seconds) it was one too many, and is settled already."""
+    """The row of an attempt that may go on."""
 
     id: int
     tenant_id: str
-    retry_after: int | None
 
 
-def start(attempt: Attempt, *, flow: str | None, limit: int) -> Query[Entry]:
+@dataclass(frozen=True)
+class Limited:
+    """An attempt that was one too many."""
+
+    retry_after: int  # seconds
+
+
+def start(attempt: Attempt, *, flow: str | None, limit: int) -> Query[Entry | Limited]:
     """Write the attempt down as started, or as one more than `limit` links in the last minute.
 
     Run it `in_turn`, or two attempts could both be the last one allowed.
     """
 
-    def entry(written: psycopg.Cursor[tuple[int, str, int | None]]) -> Entry:
-        [(number, outcome, seconds)] = written
-        return Entry(number, attempt.tenant_id, None if outcome == "started" else max(1, seconds or 0))
+    def entry(written: psycopg.Cursor[tuple[int, bool, int | None]]) -> Entry | Limited:
+        [(number, allowed, seconds)] = written
+        return Entry(number, attempt.tenant_id) if allowed else Limited(max(1, seconds or 60))
 
-    return Query("audit.start", _START, {**vars(attempt), "flow": flow, "limit": limit}, entry)
+    return Query("audit.start", _START, {**_values(attempt, flow), "limit": limit}, entry)
 
 
 def settle(entry: Entry, outcome: str, stripe_object: str | None) -> Query[None]:
@@ -115,9 +139,13 @@ def settle(entry: Entry, outcome: str, stripe_object: str | None) -> Query[None]
     return Query("audit.settle", _SETTLE, values, _nothing)
 
 
-def refuse(attempt: Attempt, outcome: str) -> Query[None]:
-    """Write down an attempt that was turned away before it started."""
-    return Query("audit.refuse", _REFUSE, {**vars(attempt), "outcome": outcome}, _nothing)
+def refuse(attempt: Attempt, outcome: str, *, flow: str | None) -> Query[None]:
+    """Write down an attempt that was turned away before it started. It does not count towards the limit."""
+    return Query("audit.refuse", _REFUSE, {**_values(attempt, flow), "outcome": outcome}, _nothing)
+
+
+def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:
+    return {**vars(attempt), "flow": flow, "refusals": REFUSALS_PER_MINUTE}
 
 
 def _nothing(_: psycopg.Cursor[object]) -> None:

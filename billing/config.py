@@ -162,7 +162,9 @@ class Settings(BaseModel):
     stripe_secret_key: Annotated[SecretStr, AfterValidator(_secret_key)]
     stripe_webhook_secret: Annotated[tuple[SecretStr, ...], BeforeValidator(_signing_secrets)] = ()
     stripe_api_base: Base | None = None
-    stripe_deadline_seconds: float = Field(10.0, ge=1, le=25)
+    stripe_deadline_seconds: float = Field(
+        10.0, ge=1, le=20
+    )  # with two waits for the database, below a router's 30 s
     billing_portal_configuration: str | None = Field(None, pattern=r"^bpc_\w+$")
 
     jwt_secret_key: Annotated[SecretStr, AfterValidator(_shared_secret)] | None = None

@@ -102,7 +102,7 @@ class Identity:
 class IssuerKeys:
     """The issuer's published keys, for any number of threads: one asks while those who need the answer wait.
 
-    Callers whose key is in hand do not wait for an unknown one. An issuer that is away or answers nonsense is
+    Callers whose key is in hand wait for nobody else's question. An issuer that is away or answers nonsense is
     left alone for a moment, and the keys in hand serve on, though not for ever: one of them may be withdrawn.
     """
 
@@ -119,10 +119,12 @@ class IssuerKeys:
         """The key of that id. PyJWT's own error when the issuer has none such."""
         if not isinstance(kid, str):
             raise InvalidTokenError("no key id")
-        if self._is_due(kid):
-            with self._lock:
+        if self._is_due(kid) and self._lock.acquire(blocking=kid not in self._keys):
+            try:
                 if self._is_due(kid):
                     self._ask()
+            finally:
+                self._lock.release()
         if key := self._keys.get(kid):
             return key
         if self._failure:  # it may be a new key

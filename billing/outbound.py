@@ -43,7 +43,7 @@ _until: ContextVar[float] = ContextVar("until")
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """A deadline for everything sent through a `session()` in this context."""
+    """A deadline for everything an `Http` sends in this context."""
     token = _until.set(time.monotonic() + seconds)
     try:
         yield

@@ -99,21 +99,19 @@ class Stripe:
             params["locale"] = locale
         if configuration:
             params["configuration"] = configuration
-        session = self._call(
-            self._client.v1.billing_portal.sessions.create,
-            params,
-            {"idempotency_key": idempotency_key} if idempotency_key else {},
-        )
+        session = self._call(self._client.v1.billing_portal.sessions.create, params, idempotency_key)
         return PortalSession(_text(session, "id"), _text(session, "url"))
 
-    def _call(self, method: Any, *arguments: Any) -> Any:
+    def _call(self, method: Any, params: Any, idempotency_key: str | None) -> Any:
         try:
             with outbound.within(self._deadline):
-                return method(*arguments)
+                return method(params, {"idempotency_key": idempotency_key} if idempotency_key else {})
         except stripe.IdempotencyError as e:
             raise IdempotencyKeyReused from e
         except stripe.StripeError as e:
-            raise _failed(e) from e
+            # Under the caller's own key Stripe would replay this very 500 for a day: no use in trying again.
+            final = e.http_status == 500 and idempotency_key is not None
+            raise _failed(e, final=final) from e
 
 
 class _Transport(stripe.HTTPClient):
@@ -155,7 +153,7 @@ def _unreachable(error: HTTPError) -> stripe.APIConnectionError:
     return stripe.APIConnectionError(type(error).__name__, should_retry=again)  # type: ignore[no-untyped-call]
 
 
-def _failed(error: stripe.StripeError) -> StripeFailed:
+def _failed(error: stripe.StripeError, *, final: bool) -> StripeFailed:
     reason = _reason(error)
     log.warning(
         "stripe.failed",
@@ -166,7 +164,7 @@ def _failed(error: stripe.StripeError) -> StripeFailed:
         param=getattr(error, "param", None),
         stripe_request=error.request_id,
     )
-    return StripeFailed(reason, retry_after=None if reason == "refused" else RETRY_AFTER_SECONDS)
+    return StripeFailed(reason, retry_after=None if final or reason == "refused" else RETRY_AFTER_SECONDS)
 
 
 def _reason(error: stripe.StripeError) -> str:

@@ -159,6 +159,12 @@ LOGGING: dict[str, Any] = {
 }
 
 
+def hide_query(path: str) -> None:
+    """Take the query out of the request's span: a caller may have put anything there, a token by mistake."""
+    hidden = {"url.query": "", "http.target": path, "http.url": ""}
+    trace.get_current_span().set_attributes(hidden)
+
+
 def configure_logging() -> None:
     """One JSON line per event on stdout, for our loggers and everybody else's."""
     structlog.configure(

@@ -61,9 +61,10 @@ def _grant(connection: Connection, service_role: str | None) -> None:
         return
     role = connection.dialect.identifier_preparer.quote_identifier(service_role)
     connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA public TO {role}")
-    connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
-    connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")
-    connection.exec_driver_sql(f"REVOKE INSERT, UPDATE, DELETE ON alembic_version FROM {role}")
+    for table in metadata.tables:  # by name: others may have tables here, too
+        if connection.scalar(text("SELECT to_regclass(:table)"), {"table": table}):
+            connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
+    connection.exec_driver_sql(f"GRANT SELECT ON alembic_version TO {role}")
     connection.commit()
 
 

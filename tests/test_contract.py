@@ -106,6 +106,14 @@ def test_the_service_works_inside_another_app(host: Flask, headers: dict[str, st
     assert client.post("/billing" + PORTAL).data == b'{"error":"Unauthorized"}'
 
 
+def test_a_body_is_limited_inside_another_app_too(host: Flask, headers: dict[str, str]) -> None:
+    answer = host.test_client().post(
+        "/billing" + PORTAL, headers=headers, json={"return_url": "/" + "x" * 17_000}
+    )
+
+    assert answer.status_code == 413
+
+
 def test_the_other_apps_answers_stay_its_own(host: Flask) -> None:
     client = host.test_client()
 
@@ -139,6 +147,14 @@ def test_every_route_is_described_and_observed(make_app: MakeApp) -> None:
 
     assert unobserved == []
     assert undescribed == {"/api/openapi.json"}
+
+
+def test_the_idempotency_key_and_when_to_come_back_are_described(document: dict[str, Any]) -> None:
+    operation = document["paths"][PORTAL]["post"]
+
+    assert [parameter["name"] for parameter in operation["parameters"]] == ["Idempotency-Key"]
+    assert "Retry-After" in operation["responses"]["429"]["headers"]
+    assert "WWW-Authenticate" in operation["responses"]["401"]["headers"]
 
 
 def test_the_portals_refusals_are_described_with_examples(document: dict[str, Any]) -> None:

@@ -149,11 +149,42 @@ def test_a_release_may_have_an_owner_of_its_own(
     database.close()
 
     assert (ready.status_code, answer.status_code) == (200, 200)
-    with psycopg.connect(server_url, autocommit=True) as server:
-        database_name = make_url(empty_database_url).database or ""
-        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database_name)))
-        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database_name)))
+    drop_role(server_url, role, empty_database_url)
+
+
+def drop_role(server_url: str, role: str, database_url: str) -> None:
+    """Roles outlive databases; a role that may do something in one cannot be dropped."""
+    inside = make_url(server_url).set(database=make_url(database_url).database)
+    with psycopg.connect(inside.render_as_string(hide_password=False), autocommit=True) as server:
+        server.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
         server.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_a_release_lets_the_service_at_its_own_tables_only(server_url: str, empty_database_url: str) -> None:
+    role = f"billing_test_service_{secrets.token_hex(3)}"
+    service_url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(sql.Identifier(role)))
+    with psycopg.connect(plain(empty_database_url), autocommit=True) as neighbour:
+        neighbour.execute("CREATE TABLE neighbour (id int)")
+
+    alembic(service_url, "upgrade", "head", MIGRATIONS_DATABASE_URL=empty_database_url)
+
+    with psycopg.connect(plain(empty_database_url), autocommit=True) as owner:
+        may = "SELECT has_table_privilege(%s, %s, %s)"
+        rights = {
+            (table, right): owner.execute(may, [role, table, right]).fetchone() == (True,)
+            for table in ("audit_log", "tenant_config", "alembic_version", "neighbour")
+            for right in ("SELECT", "INSERT")
+        }
+    assert {pair for pair, allowed in rights.items() if allowed} == {
+        ("audit_log", "SELECT"),
+        ("audit_log", "INSERT"),
+        ("tenant_config", "SELECT"),
+        ("tenant_config", "INSERT"),
+        ("alembic_version", "SELECT"),
+    }
+    drop_role(server_url, role, empty_database_url)
 
 
 # ---- /readyz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -14,10 +15,11 @@ import requests
 from flask import Flask
 from flask.testing import FlaskClient
 
-from billing.db import Database
+from billing import audit
+from billing.db import SYSTEM, Database, Query
 from sandbox.server import Control
 from tests.conftest import MakeApp, create_customer, link, rows
-from tests.test_portal import PORTAL, asked_of_stripe, bearer
+from tests.test_portal import PORTAL, SESSIONS, asked_of_stripe, bearer
 from tests.tokens import a_token
 
 
@@ -197,6 +199,20 @@ def test_two_tenants_with_the_same_key_never_meet(
     assert "k1" not in keys
 
 
+def test_a_500_that_stripe_would_replay_is_not_worth_another_try(
+    client: FlaskClient, headers: dict[str, str], sandbox: Control
+) -> None:
+    sandbox.fault("500", path=SESSIONS, times=1)
+
+    first = client.post(PORTAL, headers={**headers, "Idempotency-Key": "k1"})
+    again = client.post(PORTAL, headers={**headers, "Idempotency-Key": "k1"})
+    with_a_new_key = client.post(PORTAL, headers={**headers, "Idempotency-Key": "k2"})
+
+    assert (first.status_code, again.status_code, with_a_new_key.status_code) == (500, 500, 200)
+    assert "Retry-After" not in first.headers
+    assert "Retry-After" not in again.headers
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there", "caf\xe9"])
 def test_an_unusable_idempotency_key_is_400(client: FlaskClient, headers: dict[str, str], key: str) -> None:
     answer = client.post(PORTAL, headers={**headers, "Idempotency-Key": key})
@@ -248,6 +264,60 @@ def test_attempts_that_were_limited_do_not_extend_the_limit(
     age_the_audit_log(database, seconds=11)
 
     assert client.post(PORTAL, headers=headers).status_code == 200
+
+
+def test_those_who_are_turned_away_do_not_use_up_the_managers_links(
+    make_app: MakeApp, headers: dict[str, str]
+) -> None:
+    client = make_app(BILLING_MANAGER_ROLES="owner", BILLING_LINKS_PER_MINUTE="2").test_client()
+
+    turned_away = {client.post(PORTAL, headers=headers).status_code for _ in range(5)}
+    manager = client.post(PORTAL, headers=bearer(a_token(roles=["owner"])))
+
+    assert turned_away == {403}
+    assert manager.status_code == 200
+
+
+def test_refusals_without_end_are_answered_and_not_written_without_end(
+    make_app: MakeApp, headers: dict[str, str], database: Database
+) -> None:
+    client = make_app(BILLING_LINKS_PER_MINUTE="1").test_client()
+    client.post(PORTAL, headers=headers)
+    rows(
+        database,
+        """
+        INSERT INTO audit_log (tenant_id, actor, action, started, outcome, settled_at)
+        SELECT 't_acme', 'u', 'portal', false, 'forbidden', now() FROM generate_series(1, :many) RETURNING id
+        """,
+        many=audit.REFUSALS_PER_MINUTE,
+    )
+
+    limited = client.post(PORTAL, headers=headers)
+    refused = client.post(PORTAL, headers=headers, json={"flow": "x"})
+
+    assert (limited.status_code, refused.status_code) == (429, 400)
+    assert int(limited.headers["Retry-After"]) >= 1
+    assert rows(database, "SELECT count(*) AS n FROM audit_log") == [{"n": audit.REFUSALS_PER_MINUTE + 1}]
+
+
+def test_the_count_is_as_quick_for_a_tenant_with_a_long_history(database: Database) -> None:
+    """The index finds the last minute; what is older is not read."""
+    rows(
+        database,
+        """
+        INSERT INTO audit_log (tenant_id, actor, action, started, outcome, at, settled_at)
+        SELECT 't_acme', 'u', 'portal', true, 'opened', now() - n * interval '1 minute', now()
+        FROM generate_series(1, 20000) n RETURNING id
+        """,
+    )
+    attempt = audit.Attempt("t_acme", "u", "portal", "r", None, "")
+    query = audit.start(attempt, flow=None, limit=30)
+    plan = Query("plan", "EXPLAIN " + query.sql, query.values, lambda found: str(found.fetchall()))
+
+    with database.begin(SYSTEM) as connection:
+        connection.exec_driver_sql("ANALYZE audit_log")
+
+    assert re.search(r"Index Cond: .*\bat\b > ", database.run(SYSTEM, plan))
 
 
 def age_the_audit_log(database: Database, *, seconds: int) -> None:
@@ -382,6 +452,39 @@ def test_an_attempt_that_failed_says_how(
 
     [row] = rows(database, "SELECT outcome, settled_at IS NOT NULL AS settled FROM audit_log")
     assert row == {"outcome": outcome, "settled": True}
+
+
+def test_an_attempt_that_was_turned_away_keeps_its_flow(
+    make_app: MakeApp, database: Database, headers: dict[str, str]
+) -> None:
+    client = make_app(BILLING_MANAGER_ROLES="owner").test_client()
+
+    client.post(PORTAL, headers=headers, json={"flow": "payment_method_update"})
+
+    assert rows(database, "SELECT flow, outcome FROM audit_log") == [
+        {"flow": "payment_method_update", "outcome": "forbidden"}
+    ]
+
+
+def test_a_trail_that_cannot_be_settled_does_not_cost_the_caller_its_link(
+    client: FlaskClient, database: Database, headers: dict[str, str]
+) -> None:
+    """Whatever the database has against it: here it is a trigger."""
+    broken = """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE 'no' USING ERRCODE = '42501'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON audit_log FOR EACH ROW EXECUTE FUNCTION refuse()
+    """
+    with database.begin(SYSTEM) as connection:
+        connection.exec_driver_sql(broken)
+    try:
+        answer = client.post(PORTAL, headers=headers)
+    finally:
+        with database.begin(SYSTEM) as connection:
+            connection.exec_driver_sql("DROP FUNCTION refuse CASCADE")
+
+    assert answer.status_code == 200
+    assert rows(database, "SELECT outcome FROM audit_log") == [{"outcome": "started"}]
 
 
 def test_a_request_that_reaches_no_tenant_leaves_no_row(client: FlaskClient, database: Database) -> None:

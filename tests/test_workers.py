@@ -23,7 +23,7 @@ from typing import IO
 import pytest
 import requests
 
-from billing.db import Database
+from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import ROOT, rows
 from tests.gateway import a_gateway
@@ -136,6 +136,101 @@ def test_every_log_line_is_json_and_a_request_can_be_followed(
     assert any("gunicorn" in str(line["logger"]) for line in lines)
 
 
+def test_nothing_secret_is_in_a_log_line(
+    environ: dict[str, str], headers: dict[str, str], sandbox: Control, database: Database, tmp_path: Path
+) -> None:
+    """Links, tokens, keys, addresses: not when all is well, and not in any of the ways to fail."""
+    token = headers["Authorization"].split()[1]
+    with served({**environ, "STRIPE_DEADLINE_SECONDS": "1"}, tmp_path / "log") as service:
+        link = requests.post(service.url + PORTAL, headers=headers).json()["url"]
+        for fault in ("400", "401", "429", "500", "html", "list", "truncated", "drip"):
+            sandbox.fault(fault, path="/v1/billing_portal", times=3)
+            requests.post(service.url + PORTAL, headers={**headers, "Idempotency-Key": "canary-key"})
+            sandbox.clear()
+        requests.post(service.url + PORTAL, headers={"Authorization": f"Bearer {token}x"})
+        requests.post(
+            f"{service.url}{PORTAL}?token={token}", headers=headers, json={"return_url": "//canary.example"}
+        )
+        say(service, f"GET / HTTP/1.1\r\nAuthorization Bearer {token}\r\n\r\n")
+        with database.begin(SYSTEM) as connection:
+            connection.exec_driver_sql("ALTER TABLE audit_log RENAME TO audit_log_away")
+        try:
+            broken = requests.post(service.url + PORTAL, headers=headers)
+        finally:
+            with database.begin(SYSTEM) as connection:
+                connection.exec_driver_sql("ALTER TABLE audit_log_away RENAME TO audit_log")
+        service.stop()
+        lines, text = service.lines(), service.log.read_text()
+
+    assert (broken.status_code, broken.content) == (500, b'{"error":"Internal server error"}')
+    assert Counter(line["event"] for line in lines).keys() >= {
+        "stripe.failed",
+        "http.unforeseen",
+        "http.malformed",
+    }
+    secrets = (token, link, environ["STRIPE_SECRET_KEY"], environ["JWT_SECRET_KEY"], environ["DATABASE_URL"])
+    for secret in (*secrets, "ada@acme.example", "canary"):
+        assert secret not in text, secret
+
+
+def say(service: Served, words: str) -> bytes:
+    """Send bytes as they are, and read until the service hangs up."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(words.encode())
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+MALFORMED = {
+    "no request line": ("nonsense\r\n\r\n", 400),
+    "header without a colon": ("GET / HTTP/1.1\r\nAuthorization Bearer sesame\r\n\r\n", 400),
+    "long request line": (f"GET /{'x' * 5000} HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "long header": (f"GET / HTTP/1.1\r\nHost: x\r\nX-Long: {'x' * 9000}\r\n\r\n", 431),
+    "two lengths": ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400),
+    "both framings": (
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+}
+
+
+def test_what_is_no_http_gets_the_same_error_shape_and_is_not_repeated(
+    environ: dict[str, str], headers: dict[str, str], tmp_path: Path
+) -> None:
+    chunked = f"POST {PORTAL} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    chunked += f"Authorization: {headers['Authorization']}\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n\r\n"
+    with served(environ, tmp_path / "log") as service:
+        requests.post(service.url + PORTAL, headers=headers)
+        answers = {name: say(service, words) for name, (words, _) in MALFORMED.items()}
+        bad_chunk = say(service, chunked)
+        service.stop()
+        lines = service.lines()
+
+    for name, (_, status) in MALFORMED.items():
+        head, _, body = answers[name].partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status), name
+        assert b"Content-Type: application/json" in head
+        assert set(json.loads(body)) == {"error"}
+    assert bad_chunk.startswith(b"HTTP/1.1 400 ")
+    assert "sesame" not in str(lines)
+    assert not [line for line in lines if line["event"] == "http.malformed" and "tenant" in line]
+    assert not [line for line in lines if line["event"] == "http.unforeseen"]
+
+
+def test_recycled_workers_cost_nobody_an_answer(environ: dict[str, str], tmp_path: Path) -> None:
+    recycling = {"GUNICORN_CMD_ARGS": "--max-requests 60 --max-requests-jitter 20"}
+    with served({**environ, **recycling}, tmp_path / "log") as service, ThreadPoolExecutor(8) as callers:
+        statuses = list(callers.map(lambda _: requests.get(f"{service.url}/healthz").status_code, range(600)))
+
+    assert Counter(statuses) == {200: 600}
+
+
+def test_a_busy_port_ends_the_start(environ: dict[str, str], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, (tmp_path / "log").open("wb") as output:
+        process = gunicorn(environ, output, taken.getsockname()[1])
+        assert process.wait(25) != 0
+
+
 def test_it_starts_while_the_database_is_away_and_recovers_without_a_restart(
     environ: dict[str, str], headers: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
@@ -216,7 +311,7 @@ def test_spans_and_metrics_of_every_worker_arrive_before_it_is_gone(
         exporting = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database"}
         with served({**environ, **exporting}, tmp_path / "log") as service:
             answer = requests.post(service.url + PORTAL, headers=headers)
-            refused = requests.post(service.url + PORTAL)
+            refused = requests.post(service.url + PORTAL + "?token=sesame")
             service.stop()
             lines = service.lines()
 
@@ -235,6 +330,7 @@ def test_spans_and_metrics_of_every_worker_arrive_before_it_is_gone(
     assert any(line.get("trace_id") for line in lines if line["event"] == "http.answered")
     for secret in (headers["Authorization"].split()[1], environ["STRIPE_SECRET_KEY"], answer.json()["url"]):
         assert secret.encode() not in traces + metrics
+    assert b"sesame" not in traces + metrics
 
 
 def test_a_dead_collector_does_not_hold_up_the_end(

@@ -7,7 +7,6 @@ from flask import Blueprint, Flask
 from billing.web import answers, health, openapi, portal
 from billing.wiring import Billing
 
-LARGEST_BODY = 16 * 1024
 DOORS = (portal.blueprint, health.blueprint, openapi.blueprint)
 
 

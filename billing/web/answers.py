@@ -15,6 +15,7 @@ import structlog
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from billing import telemetry
 from billing.errors import BillingError
 
 log = structlog.get_logger(__name__)
@@ -24,6 +25,7 @@ def hooks(target: Flask | Blueprint) -> None:
     """Request ids, the one error shape, safe headers and one log line, for everything under `target`."""
     target.before_request(_begin)
     target.after_request(_finish)
+    target.teardown_request(_forget)
     target.register_error_handler(BillingError, _refused)
     target.register_error_handler(HTTPException, _framework_error)
     target.register_error_handler(Exception, _unforeseen)
@@ -33,8 +35,9 @@ def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else uuid.uuid4().hex
     g.began = time.perf_counter()
-    structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    if request.query_string:
+        telemetry.hide_query(request.path)
 
 
 def _finish(response: Response) -> Response:
@@ -49,6 +52,11 @@ def _finish(response: Response) -> Response:
         ms=round((time.perf_counter() - g.began) * 1000, 1),
     )
     return response
+
+
+def _forget(_error: BaseException | None) -> None:
+    """The thread's next log line may be about somebody else."""
+    structlog.contextvars.clear_contextvars()
 
 
 def _refused(error: BillingError) -> Response:

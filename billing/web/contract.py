@@ -15,12 +15,15 @@ from typing import Any, get_type_hints
 
 import structlog
 from flask import Response, current_app, request
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from billing import errors
 from billing.errors import BillingError
 from billing.wiring import Billing
+
+LARGEST_BODY = 16 * 1024
 
 View = Callable[..., Any]
 
@@ -67,10 +70,13 @@ def checked(*refused_with: type[BillingError]) -> Callable[[View], View]:
 
 
 def _body(model: type[BaseModel]) -> BaseModel:
+    request.max_content_length = LARGEST_BODY  # here, so that it holds inside another app, too
     try:
         raw = request.get_data(cache=False, parse_form_data=False)
     except RequestEntityTooLarge as e:
         raise errors.BodyTooLarge from e
+    except (OSError, ParseException, ClientDisconnected) as e:
+        raise errors.InvalidRequest("The body could not be read to its end") from e
     if raw.strip() and request.mimetype != "application/json":
         raise errors.NotJson
     try:

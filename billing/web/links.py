@@ -39,20 +39,21 @@ class Trail:
             user_agent=request.user_agent.string[:400],
         )
         self._entry: audit.Entry | None = None
+        self.flow: str | None = None
         self.stripe_object: str | None = None
 
-    def start(self, *, flow: str | None) -> str:
+    def start(self) -> str:
         """Count the attempt and write it down; the tenant's Stripe customer, which the link is for.
 
         The transaction has ended when this returns: nothing is held while Stripe is asked.
         """
         entry, customer = service().db.run(
             self._caller.scope,
-            audit.start(self._attempt, flow=flow, limit=service().settings.billing_links_per_minute),
+            audit.start(self._attempt, flow=self.flow, limit=service().settings.billing_links_per_minute),
             customers.find(self._caller.tenant_id),
             in_turn="links",
         )
-        if entry.retry_after:
+        if isinstance(entry, audit.Limited):
             raise errors.TooManyLinks(retry_after=entry.retry_after)
         self._entry = entry
         if not customer:
@@ -64,12 +65,14 @@ class Trail:
         written = (
             audit.settle(self._entry, outcome, self.stripe_object)
             if self._entry
-            else audit.refuse(self._attempt, outcome)
+            else audit.refuse(self._attempt, outcome, flow=self.flow)
         )
         try:
             service().db.run(self._caller.scope, written)
         except errors.ServiceUnavailable:
             log.warning("audit.unsettled", action=self._attempt.action, outcome=outcome)
+        except Exception:  # whatever it is, the link exists by now
+            log.exception("audit.unsettled", action=self._attempt.action, outcome=outcome)
 
 
 def audited(action: str) -> Callable[[View], View]:

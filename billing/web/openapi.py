@@ -16,8 +16,18 @@ from billing.telemetry import observed
 from billing.web.contract import View, refusals
 
 REF = "#/components/schemas/{model}"
-HEADERS = {
-    "X-Request-Id": {"description": "Names this request in our logs", "schema": {"type": "string"}},
+REQUEST_ID = {"X-Request-Id": {"description": "Names this request in our logs", "schema": {"type": "string"}}}
+RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds, where it is worth waiting", "schema": {"type": "integer"}}
+}
+CHALLENGE = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
+HEADERS = {401: CHALLENGE, 429: RETRY_AFTER, 500: RETRY_AFTER, 503: RETRY_AFTER}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key gives the same result for 24 hours",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
 }
 
 blueprint = Blueprint("openapi", __name__)
@@ -96,8 +106,8 @@ def _operation(view: View, schemas: dict[Any, Any]) -> dict[str, Any]:
             "required": False,
             "content": {"application/json": {"schema": schemas[hints["body"], "validation"]}},
         }
-    if parameters := getattr(view, "__parameters__", None):
-        operation["parameters"] = parameters
+    if errors.IdempotencyKeyReused in refusals(view):
+        operation["parameters"] = [IDEMPOTENCY_KEY]
     if security := getattr(view, "__security__", None):
         operation["security"] = security
     return operation
@@ -107,14 +117,15 @@ def _refusals(kinds: list[type[BillingError]]) -> dict[str, Any]:
     by_status: dict[int, list[type[BillingError]]] = {}
     for kind in sorted(set(kinds), key=lambda kind: (kind.status, kind.__name__)):
         by_status.setdefault(kind.status, []).append(kind)
-    return {str(status): _refusal(found) for status, found in by_status.items()}
+    return {str(status): _refusal(status, found) for status, found in by_status.items()}
 
 
-def _refusal(kinds: list[type[BillingError]]) -> dict[str, Any]:
+def _refusal(status: int, kinds: list[type[BillingError]]) -> dict[str, Any]:
     response = _response(
         "; ".join((kind.__doc__ or "").split("\n")[0].rstrip(".") for kind in kinds),
         {"$ref": REF.format(model="Error")},
     )
+    response["headers"] = REQUEST_ID | HEADERS.get(status, {})
     response["content"]["application/json"]["examples"] = {
         kind.__name__: {"value": _example(kind)} for kind in kinds
     }
@@ -129,6 +140,6 @@ def _example(kind: type[BillingError]) -> dict[str, str]:
 def _response(description: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {
         "description": description,
-        "headers": HEADERS,
+        "headers": REQUEST_ID,
         "content": {"application/json": {"schema": schema}},
     }

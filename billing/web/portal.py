@@ -59,10 +59,11 @@ def open_portal(caller: Caller, trail: links.Trail, body: PortalRequest) -> Port
     Sent twice with one `Idempotency-Key`, it gives the same session.
     """
     settings = service().settings
+    trail.flow = body.flow
     links.require_manager(caller)
     return_url = links.return_url(settings, body.return_url)
     key = links.idempotency_key()
-    customer = trail.start(flow=body.flow)
+    customer = trail.start()
     session = service().stripe.open_portal(
         customer,
         return_url=return_url,

@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("actor", sa.Text, nullable=False),
         sa.Column("action", sa.Text, nullable=False),
         sa.Column("flow", sa.Text),
+        sa.Column("started", sa.Boolean, nullable=False),
         sa.Column("outcome", sa.Text, nullable=False),
         sa.Column("stripe_object", sa.Text),
         sa.Column("request_id", sa.Text),
