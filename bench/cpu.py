@@ -48,9 +48,8 @@ def main() -> int:
             plain, traced = _compare(database, stub, turns)
         finally:
             sys.stdout = table
-    print(
-        f"CPU over the bare route          {plain:.2f}, at most {LIMIT}: {'holds' if plain <= LIMIT else 'FAILS'}"
-    )
+    verdict = "holds" if plain <= LIMIT else "FAILS"
+    print(f"CPU over the bare route          {plain:.2f}, at most {LIMIT}: {verdict}")
     print(f"CPU with telemetry over without  {traced / plain:.2f}")
     return plain > LIMIT
 

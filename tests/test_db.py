@@ -298,7 +298,7 @@ def cut_connections(server_url: str, database_url: str) -> None:
     name = database_url.rpartition("/")[2].partition("?")[0]
     with psycopg.connect(server_url, autocommit=True) as server:
         server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE datname = %s AND application_name = 'billing'",
             [name],
         )
