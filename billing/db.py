@@ -34,7 +34,8 @@ Second = TypeVar("Second")
 
 tracer = trace.get_tracer("billing")
 
-# A silent server is given up after WAIT for a free connection + CONNECT or ANSWER: under 4 s for a caller.
+# A silent server is given up after WAIT for a free connection and CONNECT or ANSWER: under 4 s. Each statement
+# of a `begin` has its own ANSWER.
 WAIT_SECONDS = 1.0
 CONNECT_SECONDS = 2
 ANSWER_SECONDS = 2.5
@@ -105,9 +106,7 @@ class Database:
     """A pool of connections that holds no more than `pool_size`, opened when first needed."""
 
     def __init__(self, url: str, *, pool_size: int, allow_superuser: bool = False) -> None:
-        self._engine = _engine(url, pool_size)
-        if not allow_superuser:
-            event.listen(self._engine, "connect", _refuse_unsafe_role)
+        self._engine = _engine(url, pool_size, allow_superuser)
 
     @overload
     def run(self, scope: Scope, query: Query[Answer], /, *, in_turn: str | None = None) -> Answer: ...
@@ -128,8 +127,12 @@ class Database:
                 with (
                     driver.pipeline()
                 ):  # up to its end one implicit transaction, which needs no BEGIN and COMMIT
-                    _send(driver, *_entrance(scope, in_turn))
-                    cursors = [_send(driver, query.sql, query.values) for query in queries]
+                    try:
+                        _send(driver, *_entrance(scope, in_turn))
+                        cursors = [_send(driver, query.sql, query.values) for query in queries]
+                    except BaseException:
+                        driver.close()  # or its end would commit what was sent so far
+                        raise
             answers = tuple(query.read(cursor) for query, cursor in zip(queries, cursors, strict=True))
         return answers if len(answers) > 1 else answers[0]
 
@@ -192,7 +195,7 @@ def _driver(connection: Connection) -> psycopg.Connection[Any]:
     return driver
 
 
-def _engine(url: str, pool_size: int) -> Engine:
+def _engine(url: str, pool_size: int, allow_superuser: bool) -> Engine:
     engine = create_engine(
         url,
         pool_size=pool_size,
@@ -210,7 +213,11 @@ def _engine(url: str, pool_size: int) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> ImpatientConnection:
-        return ImpatientConnection.connect(*arguments, autocommit=True, **options)  # BEGIN is said here
+        driver = ImpatientConnection.connect(*arguments, autocommit=True, **options)  # BEGIN is said here
+        # Here, and not when SQLAlchemy says "connect": that waits in line behind every other new connection.
+        if not allow_superuser:
+            _refuse_unsafe_role(driver)
+        return driver
 
     @event.listens_for(engine, "checkout")
     def look(driver: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
@@ -232,11 +239,14 @@ def _has_died(driver: psycopg.Connection[Any]) -> bool:
     return False
 
 
-def _refuse_unsafe_role(connection: psycopg.Connection[Any], _record: Any) -> None:
-    with connection.cursor() as cursor:
-        bypasses = cursor.execute(_BYPASSES).fetchone()
-    if bypasses and bypasses[0]:
-        connection.close()
+def _refuse_unsafe_role(driver: psycopg.Connection[Any]) -> None:
+    try:
+        row = driver.execute(_BYPASSES).fetchone()
+    except BaseException:
+        driver.close()
+        raise
+    if row and row[0]:
+        driver.close()
         raise UnsafeRole(
             "DATABASE_URL: this role bypasses row-level security; use one that is no superuser and has no "
             "BYPASSRLS, or set BILLING_ALLOW_SUPERUSER=1"

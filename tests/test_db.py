@@ -160,6 +160,17 @@ def test_a_transaction_in_one_trip_is_all_or_nothing(database: Database) -> None
     assert database.connections_in_use == 0
 
 
+def test_a_transaction_that_could_not_be_sent_whole_commits_nothing(database: Database) -> None:
+    written = Query("write", "INSERT INTO tenant_config (tenant_id) VALUES ('t_x')", {}, lambda _: None)
+    unsendable = Query("unsendable", "SELECT %(text)s", {"text": "a\0b"}, lambda found: found.fetchone())
+
+    with pytest.raises(psycopg.DataError):
+        database.run(SYSTEM, written, unsendable)
+
+    assert rows(database, "SELECT * FROM tenant_config") == []
+    assert database.connections_in_use == 0
+
+
 def test_a_transaction_in_one_trip_sees_its_own_rows_and_leaves_no_scope_behind(
     two_tenants: Database, database_url: str
 ) -> None:
@@ -258,6 +269,27 @@ def test_a_refusing_database_is_503_at_once_and_needs_no_restart(
     assert answer == UNAVAILABLE
     assert retry_after == "2"
     assert took < 2
+
+
+def test_callers_of_a_cold_pool_do_not_queue_behind_one_another(database_url: str) -> None:
+    """As after a fork: the server accepts, and then says nothing."""
+    with a_gateway(database_url) as gateway:
+        database = Database(gateway.url, pool_size=5)
+        database.run(SYSTEM, Query("warm", "SELECT 1", {}, lambda _: None))
+        database.close()
+        gateway.swallow_once_connected()
+
+        def ask(_: int) -> float:
+            began = time.monotonic()
+            with pytest.raises(ServiceUnavailable):
+                database.run(SYSTEM, Query("ask", "SELECT 1", {}, lambda _: None))
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(5) as callers:
+            took = list(callers.map(ask, range(5)))
+        database.close()
+
+    assert max(took) < 4
 
 
 @pytest.mark.parametrize("used_before", [True, False], ids=["open connections", "new connections"])

@@ -857,6 +857,36 @@ def test_unknown_keys_make_the_issuer_be_asked_once_per_cooldown(
     assert failing_issuer.asked == 1 + 3
 
 
+def test_a_key_too_old_to_trust_is_not_given_out_while_somebody_asks_for_new_ones(
+    keys: IssuerKeys, failing_issuer: Issuer, clock: Clock
+) -> None:
+    clock.now += KEYS_KEPT_SECONDS
+    failing_issuer.answer("[]" + " " * 400, drip=True)  # slowly, and to no avail
+
+    with ThreadPoolExecutor(2) as callers:
+        asking = [callers.submit(keys.find, "rsa-1") for _ in range(2)]
+        refusals = [type(caller.exception()) for caller in asking]
+
+    assert refusals == [ServiceUnavailable, ServiceUnavailable]
+
+
+def test_callers_with_a_key_in_hand_do_not_wait_for_its_renewal(
+    keys: IssuerKeys, failing_issuer: Issuer, clock: Clock
+) -> None:
+    clock.now += KEYS_LIVE_SECONDS
+    failing_issuer.answer("[]" + " " * 400, drip=True)
+
+    with ThreadPoolExecutor(2) as callers:
+        renewing = callers.submit(keys.find, "rsa-1")
+        failing_issuer.wait_until_asked(2)
+        began = time.monotonic()
+        keys.find("rsa-1")
+        took = time.monotonic() - began
+
+    assert renewing.result().key_id == "rsa-1"
+    assert took < 0.5
+
+
 def test_a_failing_issuer_is_left_alone_for_a_while_and_then_asked_again(
     failing_issuer: Issuer, clock: Clock
 ) -> None:
