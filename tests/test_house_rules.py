@@ -49,16 +49,17 @@ def test_every_module_says_what_lives_there(module: Path) -> None:
 
 
 def test_no_exception_is_swallowed_whole() -> None:
-    """Those listed put things in order and raise again; another one has to be looked at."""
-    broad = {
-        f"{module.relative_to(ROOT)}: {ast.unparse(handler.type) if handler.type else ''}"
+    """Whatever catches everything raises it again, but for settling the trail: the link exists by then."""
+    swallowing = {
+        str(module.relative_to(ROOT))
         for module in PRODUCT
         for handler in ast.walk(ast.parse(module.read_text()))
         if isinstance(handler, ast.ExceptHandler)
         and (handler.type is None or ast.unparse(handler.type) in {"Exception", "BaseException"})
+        and not isinstance(handler.body[-1], ast.Raise)
     }
 
-    assert broad == {"billing/telemetry.py: Exception", "billing/web/links.py: Exception"}
+    assert swallowing == {"billing/web/links.py"}
 
 
 def test_every_pin_has_its_hash() -> None:
