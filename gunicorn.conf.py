@@ -25,8 +25,8 @@ control_socket_disable = True
 logconfig_dict = telemetry.LOGGING
 
 
-def post_fork(_server: Any, _worker: Any) -> None:
-    """Exporters are threads: they start in each worker, not before the fork."""
+def post_worker_init(_worker: Any) -> None:
+    """Exporters are threads, so each worker starts its own; before this it would miss a SIGTERM meanwhile."""
     telemetry.start()
 
 

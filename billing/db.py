@@ -124,9 +124,8 @@ class Database:
         name = " ".join(query.name for query in queries)
         with _trouble_is_ours(), self._connected() as (_, driver):
             with tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=_POSTGRESQL):
-                with (
-                    driver.pipeline()
-                ):  # up to its end one implicit transaction, which needs no BEGIN and COMMIT
+                # Up to its end a pipeline is one implicit transaction, which needs no BEGIN and COMMIT.
+                with driver.pipeline():
                     try:
                         _send(driver, *_entrance(scope, in_turn))
                         cursors = [_send(driver, query.sql, query.values) for query in queries]
