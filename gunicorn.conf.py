@@ -25,9 +25,10 @@ control_socket_disable = True
 logconfig_dict = telemetry.LOGGING
 
 
-def post_worker_init(_worker: Any) -> None:
+def post_worker_init(worker: Any) -> None:
     """Exporters are threads, so each worker starts its own; before this it would miss a SIGTERM meanwhile."""
     telemetry.start()
+    worker.log.info("Worker ready (pid: %s)", worker.pid)
 
 
 def worker_exit(_server: Any, _worker: Any) -> None:
