@@ -123,15 +123,12 @@ class Database:
         """
         name = " ".join(query.name for query in queries)
         with _trouble_is_ours(), self._connected() as (_, driver):
-            with tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=_POSTGRESQL):
-                # Up to its end a pipeline is one implicit transaction, which needs no BEGIN and COMMIT.
-                with driver.pipeline():
-                    try:
-                        _send(driver, *_entrance(scope, in_turn))
-                        cursors = [_send(driver, query.sql, query.values) for query in queries]
-                    except BaseException:
-                        driver.close()  # or its end would commit what was sent so far
-                        raise
+            with (
+                tracer.start_as_current_span(name, kind=trace.SpanKind.CLIENT, attributes=_POSTGRESQL),
+                _one_transaction(driver),
+            ):
+                _send(driver, *_entrance(scope, in_turn))
+                cursors = [_send(driver, query.sql, query.values) for query in queries]
             answers = tuple(query.read(cursor) for query, cursor in zip(queries, cursors, strict=True))
         return answers if len(answers) > 1 else answers[0]
 
@@ -175,6 +172,17 @@ def _trouble_is_ours() -> Iterator[None]:
         if isinstance(getattr(e, "orig", e), pg.ReadOnlySqlTransaction):  # a former primary, after a fail-over
             raise ServiceUnavailable("database") from e
         raise
+
+
+@contextmanager
+def _one_transaction(driver: psycopg.Connection[Any]) -> Iterator[None]:
+    """Up to its end a pipeline is one implicit transaction, which needs no BEGIN and COMMIT."""
+    with driver.pipeline():
+        try:
+            yield
+        except BaseException:
+            driver.close()  # or the pipeline's end would commit what was sent so far
+            raise
 
 
 def _entrance(scope: Scope, in_turn: str | None) -> tuple[LiteralString, list[str]]:
