@@ -15,10 +15,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a JSON file that keeps the account over restarts")
     parser.add_argument("--public-url", default="", help="how browsers reach it, if not as localhost")
     parser.add_argument("--key", default=DEFAULT_KEY, help="the only secret key it accepts")
+    parser.add_argument("--webhook-url", default="", help="where to tell of every event")
+    parser.add_argument("--webhook-secret", default="whsec_sandbox", help="what signs these")
     options = parser.parse_args()
     try:
         server = open_server(
-            port=options.port, data=options.data, key=options.key, public_url=options.public_url
+            port=options.port,
+            data=options.data,
+            key=options.key,
+            public_url=options.public_url,
+            webhook_url=options.webhook_url,
+            webhook_secret=options.webhook_secret,
         )
     except CannotStart as reason:
         sys.exit(str(reason))

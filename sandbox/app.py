@@ -16,26 +16,60 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from sandbox import control, pages, wire
+from sandbox import control, life, pages, wire
 from sandbox.account import Account, Record, is_live
+from sandbox.deliveries import Deliveries
 from sandbox.errors import Refusal, failure, not_here
 from sandbox.faults import Fault
 from sandbox.idempotency import Claim, Keys
 from sandbox.lines import HungUp, Line
-from sandbox.resources import Call, Operation, customers, expanded, new_id, portal
+from sandbox.resources import (
+    Call,
+    Operation,
+    checkout,
+    customers,
+    events,
+    expanded,
+    invoices,
+    new_id,
+    payment_methods,
+    portal,
+    prices,
+    products,
+    subscriptions,
+    webhook_endpoints,
+)
 
-OPERATIONS = [*customers.OPERATIONS, *portal.OPERATIONS]
+RESOURCES = [
+    checkout,
+    customers,
+    events,
+    invoices,
+    payment_methods,
+    portal,
+    prices,
+    products,
+    subscriptions,
+    webhook_endpoints,
+]
+OPERATIONS = [operation for resource in RESOURCES for operation in resource.OPERATIONS]
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
-def create_app(account: Account) -> Flask:
+def create_app(account: Account, deliveries: Deliveries) -> Flask:
     app = Flask(__name__, static_url_path="/assets")
     view = Api(account).view
     app.add_url_rule("/v1/", "v1", view, methods=METHODS)
     app.add_url_rule("/v1/<path:_>", "v1", view, methods=METHODS)
-    app.register_blueprint(control.blueprint(account))
+    app.register_blueprint(control.blueprint(account, deliveries))
     app.register_blueprint(pages.blueprint(account))
     app.register_error_handler(500, lambda _: Answer.error(failure()).response())
+
+    @app.after_request
+    def tell(response: Response) -> Response:
+        deliveries.collect()
+        return response
+
     return app
 
 
@@ -142,6 +176,7 @@ class Api:
             return Answer.of(failing)
         try:
             with self.account.store.lock:
+                life.catch_up(self.account.store)
                 answer = Answer(200, json.dumps(expanded(call, operation.run(call, **ids)), indent=2))
         except Refusal as refusal:
             answer = Answer.error(refusal)

@@ -1,11 +1,14 @@
 """/_sandbox: the levers behind the scenery. No part of Stripe's API, and no key is asked for.
 
-POST, GET and DELETE /_sandbox/faults; POST /_sandbox/latency; GET and DELETE /_sandbox/requests;
-GET /_sandbox/connections. `Control` pulls the same levers from Python, in this process or another.
+Things go wrong by /_sandbox/faults, /latency and /webhooks; time moves by /clock; things happen by
+/checkout, /events and /secrets; what happened is at /requests, /connections and /deliveries. `Control`
+pulls the same levers from Python, in this process or another, and says what each does.
 """
 
 import http.client
 import json
+import time
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,8 +16,12 @@ from flask import Blueprint, request
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from sandbox import life
 from sandbox.account import Account
+from sandbox.deliveries import Deliveries
+from sandbox.errors import Refusal
 from sandbox.faults import Fault
+from sandbox.resources import checkout, events, webhook_endpoints
 
 Answer = tuple[Any, int]
 
@@ -24,7 +31,36 @@ class Latency:
     seconds: float = Field(ge=0, le=3600)
 
 
-def blueprint(account: Account) -> Blueprint:
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Advance:
+    advance: int = Field(ge=0)
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Checkout:
+    session: str
+    payment_method: str | None = "pm_card_visa"
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Happening:
+    type: str
+    object: dict[str, Any]
+    created: int | None = None
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Redelivery:
+    event: str
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Roll:
+    endpoint: str
+    keep_seconds: int = Field(ge=0)
+
+
+def blueprint(account: Account, deliveries: Deliveries) -> Blueprint:
     levers = Blueprint("control", __name__, url_prefix="/_sandbox")
 
     @levers.post("/faults")
@@ -60,6 +96,67 @@ def blueprint(account: Account) -> Blueprint:
     def count_connections() -> Answer:
         return account.lines.counts(), 200
 
+    @levers.get("/clock")
+    def show_clock() -> Answer:
+        return {"now": account.store.now()}, 200
+
+    @levers.post("/clock")
+    def advance() -> Answer:
+        life.advance(account.store, TypeAdapter(Advance).validate_json(request.get_data()).advance)
+        account.store.save()
+        return show_clock()
+
+    @levers.post("/checkout")
+    def complete_checkout() -> Answer:
+        given = TypeAdapter(Checkout).validate_json(request.get_data())
+        session = checkout.complete(account.store, given.session, given.payment_method)
+        account.store.save()
+        return session, 200
+
+    @levers.post("/events")
+    def let_happen() -> Answer:
+        given = TypeAdapter(Happening).validate_json(request.get_data())
+        with account.store.lock:
+            event = events.announce(account.store, given.type, given.object)
+            event["created"] = event["created"] if given.created is None else given.created
+        account.store.save()
+        return event, 201
+
+    @levers.get("/webhooks")
+    def show_webhooks() -> Answer:
+        return asdict(deliveries.switches) | {"outstanding": deliveries.outstanding()}, 200
+
+    @levers.post("/webhooks")
+    def switch_webhooks() -> Answer:
+        deliveries.change(TypeAdapter(dict[str, Any]).validate_json(request.get_data()))
+        return show_webhooks()
+
+    @levers.delete("/webhooks")
+    def clear_webhooks() -> Answer:
+        deliveries.clear()
+        account.store.save()
+        return show_webhooks()
+
+    @levers.get("/deliveries")
+    def list_deliveries() -> Answer:
+        return deliveries.list(request.args.get("event")), 200
+
+    @levers.post("/deliveries")
+    def redeliver() -> Answer:
+        deliveries.redeliver(TypeAdapter(Redelivery).validate_json(request.get_data()).event)
+        return [], 201
+
+    @levers.post("/secrets")
+    def roll_secret() -> Answer:
+        given = TypeAdapter(Roll).validate_json(request.get_data())
+        secret = webhook_endpoints.roll(account.store, given.endpoint, given.keep_seconds)
+        account.store.save()
+        return {"secret": secret}, 201
+
+    @levers.errorhandler(Refusal)
+    def pass_on(refusal: Refusal) -> Answer:
+        return {"error": str(refusal)}, refusal.status
+
     @levers.errorhandler(ValidationError)
     def refuse(error: ValidationError) -> Answer:
         first = error.errors(include_url=False)[0]
@@ -91,17 +188,68 @@ class Control:
         counts: dict[str, int] = self.send("GET", "connections")
         return counts
 
+    def now(self) -> int:
+        """Stripe's own time."""
+        return int(self.send("GET", "clock")["now"])
+
+    def advance(self, seconds: int) -> None:
+        """Let time pass at Stripe, with all that falls due on the way. It does not go back."""
+        self.send("POST", "clock", {"advance": seconds})
+
+    def complete_checkout(self, session: str, payment_method: str | None = "pm_card_visa") -> dict[str, Any]:
+        """What a customer does on Stripe's page. Answers the session."""
+        done: dict[str, Any] = self.send(
+            "POST", "checkout", {"session": session, "payment_method": payment_method}
+        )
+        return done
+
+    def happen(self, type: str, object: dict[str, Any], created: int | None = None) -> dict[str, Any]:
+        """An event out of the blue, with nothing behind it."""
+        event: dict[str, Any] = self.send(
+            "POST", "events", {"type": type, "object": object, "created": created}
+        )
+        return event
+
+    def webhooks(self, **switches: Any) -> dict[str, Any]:
+        """Turn some of `deliveries.Switches`; answers all of them and how many deliveries are outstanding."""
+        turned: dict[str, Any] = self.send("POST", "webhooks", switches)
+        return turned
+
+    def deliveries(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The attempts, oldest first; all, or those of one event."""
+        attempts: list[dict[str, Any]] = self.send(
+            "GET", f"deliveries?event={event}" if event else "deliveries"
+        )
+        return attempts
+
+    def redeliver(self, event: str) -> None:
+        """What the Dashboard's Resend does."""
+        self.send("POST", "deliveries", {"event": event})
+
+    def settled(self, timeout: float = 10) -> None:
+        """Wait until nothing is under way, waits for its retry or is held."""
+        deadline = time.monotonic() + timeout
+        while outstanding := self.send("GET", "webhooks")["outstanding"]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{outstanding} deliveries are outstanding")
+            time.sleep(0.01)
+
+    def roll_secret(self, endpoint: str, keep_seconds: int = 0) -> str:
+        """A new secret for a webhook endpoint; the old one signs too for so long."""
+        return str(self.send("POST", "secrets", {"endpoint": endpoint, "keep_seconds": keep_seconds})["secret"])
+
     def clear(self) -> None:
-        """No faults, no latency, nothing noted; calls that hang in a fault are cut off."""
+        """No faults, no latency, no webhooks, nothing noted; calls that hang in a fault are cut off."""
         self.send("DELETE", "faults")
         self.latency(0)
+        self.send("DELETE", "webhooks")
         self.send("DELETE", "requests")
 
     def send(self, method: str, lever: str, body: dict[str, Any] | None = None) -> Any:
         # a plain connection of its own, so that nothing counted or traced for API calls sees it
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=10)
         try:
-            connection.request(method, f"/_sandbox/{lever}", json.dumps(body) if body else None)
+            connection.request(method, f"/_sandbox/{lever}", None if body is None else json.dumps(body))
             response = connection.getresponse()
             answer = json.loads(response.read())
         finally:

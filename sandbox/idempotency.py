@@ -5,7 +5,6 @@ key whose first request is still under way is refused rather than run twice.
 """
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +39,7 @@ class Keys:
         try:
             yield claim
             if claim.result:
-                self.store.insert_short_lived(KIND, key, {**request, **claim.result, "at": time.time()})
+                self.store.insert_short_lived(KIND, key, {**request, **claim.result, "at": self.store.now()})
         finally:
             self.running.discard(key)
 
@@ -49,7 +48,7 @@ class Keys:
             if key in self.running:
                 raise in_use(key)
             saved = self.store.collection(KIND).get(key)
-            if not saved or is_stale(saved, time.time()):
+            if not saved or is_stale(saved, self.store.now()):
                 self.running.add(key)
                 return None
         if saved["path"] != request["path"]:

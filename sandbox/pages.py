@@ -3,7 +3,6 @@
 The address is the only credential, so it ends after five minutes without a visit and leaks to nobody.
 """
 
-import time
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, render_template
@@ -28,7 +27,7 @@ def blueprint(account: Account) -> Blueprint:
 
     @hosted.get("/p/session/<token>")
     def portal_session(token: str) -> tuple[str, int]:
-        now = int(time.time())
+        now = account.store.now()
         with account.store.lock:
             page = account.store.collection(portal.PAGE).get(token)
             if not page:

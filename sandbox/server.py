@@ -20,8 +20,9 @@ from werkzeug.wrappers import Response
 from sandbox.account import Account, is_live
 from sandbox.app import create_app
 from sandbox.control import Control
+from sandbox.deliveries import Deliveries
 from sandbox.lines import HungUp, Line
-from sandbox.resources import portal
+from sandbox.resources import portal, webhook_endpoints
 from sandbox.store import Store
 
 __all__ = ["CannotStart", "Control", "Server", "running"]
@@ -40,7 +41,9 @@ class Server(ThreadedWSGIServer):
 
     def __init__(self, account: Account, port: int) -> None:
         self.lines = account.lines
-        super().__init__(HOST, port, create_app(account), Conversation)
+        self.store = account.store
+        self.deliveries = Deliveries(account.store)
+        super().__init__(HOST, port, create_app(account, self.deliveries), Conversation)
         self.url = f"http://{HOST}:{self.port}"
         account.public_url = account.public_url or f"http://localhost:{self.port}"
 
@@ -55,6 +58,7 @@ class Server(ThreadedWSGIServer):
 
     def server_close(self) -> None:
         self.lines.close()
+        self.deliveries.close()
         super().server_close()
 
     def log(self, type: str, message: str, *args: Any) -> None:
@@ -100,19 +104,30 @@ class Conversation(WSGIRequestHandler):
         return self.rfile.read(int(environ.get("CONTENT_LENGTH") or 0))
 
     def head(self, response: Response) -> bytes:
-        lines = [f"HTTP/1.1 {response.status}", f"Date: {self.date_time_string()}"]
+        with self.server.store.lock:  # or it might be the earlier instant of something made up for just then
+            now = self.server.store.now()
+        lines = [f"HTTP/1.1 {response.status}", f"Date: {self.date_time_string(now)}"]
         lines += [f"{name}: {value}" for name, value in response.headers]
         lines += ["Connection: close"] if self.close_connection else []
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def open_server(
-    *, port: int, data: Path | None, key: str, public_url: str = "", environ: Mapping[str, str] = os.environ
+    *,
+    port: int,
+    data: Path | None,
+    key: str,
+    public_url: str = "",
+    webhook_url: str = "",
+    webhook_secret: str = "",
+    environ: Mapping[str, str] = os.environ,
 ) -> Server:
     refuse_production(key, environ)
     try:
         store = Store(data)
         portal.ensure_default_configuration(store)
+        if webhook_url:
+            webhook_endpoints.ensure(store, webhook_url, webhook_secret)
     except (OSError, ValueError) as error:
         raise CannotStart(f"{data} cannot be used ({error}): move it away to start afresh.") from error
     return Server(Account(key, store, public_url.rstrip("/")), port)

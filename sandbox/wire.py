@@ -9,6 +9,8 @@ import functools
 import re
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -90,7 +92,11 @@ class Reader:
         if value == "":
             raise empty(path)
         shapes = [choice for choice in choices if choice is not None]
-        return self.shaped(next((s for s in shapes if fits(s, value)), shapes[-1]), value, path)
+        *others, last = [shape for shape in shapes if fits(shape, value)] or shapes[-1:]
+        for shape in others:
+            with suppress(Refusal):
+                return self.shaped(shape, value, path)
+        return self.shaped(last, value, path)
 
     def shaped(self, shape: Any, value: Any, path: str) -> Any:
         if is_typeddict(shape):
@@ -177,7 +183,7 @@ def boolean(value: str, path: str) -> bool:
     return value == "true"
 
 
-SCALARS = {str: text, int: integer, float: decimal, bool: boolean}
+SCALARS = {str: text, int: integer, float: decimal, Decimal: decimal, bool: boolean}
 
 
 def empty(path: str) -> Refusal:

@@ -2,12 +2,11 @@
 
 An operation is an address, the SDK's type of its parameters and a function of the store and what was
 read from the request; it answers the resource as JSON or raises a Refusal. It runs with the store's
-lock held. Shared here: ids, and lists by page.
+lock held. Shared here: ids, lists by page, and what `expand` asks for.
 """
 
 import secrets
 import string
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +42,6 @@ def new_id(prefix: str, length: int = 14) -> str:
     return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(length))}"
 
 
-def now() -> int:
-    return int(time.time())
-
-
 def pick(params: Params, *names: str) -> Params:
     """The given parameters of these names; another one that was given is more than the sandbox can do."""
     for name in params.keys() - {*names, "expand"}:
@@ -57,11 +52,26 @@ def pick(params: Params, *names: str) -> Params:
 def expanded(call: Call, thing: Json) -> Json:
     """The resource with the ids named in `expand` replaced by what they stand for."""
     for name in call.params.get("expand", []):
-        found = call.store.lookup(str(thing.get(name)))
-        if not found:
-            raise Refusal(f"This property cannot be expanded ({name}).", param="expand")
-        thing = thing | {name: found}
+        thing = with_expanded(call.store, thing, name.split("."), name)
     return thing
+
+
+def with_expanded(store: Store, value: Any, path: list[str], name: str) -> Any:
+    """`value` with what is at the end of the path expanded, and unchanged itself."""
+    if isinstance(value, list):
+        return [with_expanded(store, member, path, name) for member in value]
+    if isinstance(value, str):
+        value = store.lookup(value)
+    if value is None:
+        return None
+    if not path:
+        return value
+    if not isinstance(value, dict) or path[0] not in value:
+        raise Refusal(f"This property cannot be expanded ({name}).", param="expand")
+    found = with_expanded(store, value[path[0]], path[1:], name)
+    if found is None and value[path[0]] is not None:
+        raise Refusal(f"This property cannot be expanded ({name}).", param="expand")
+    return value | {path[0]: found}
 
 
 def merged_metadata(before: dict[str, str], given: dict[str, str] | None) -> dict[str, str]:
@@ -75,6 +85,29 @@ def merged(before: Any, given: Any) -> Any:
     if not (isinstance(before, dict) and isinstance(given, dict)):
         return given
     return before | {name: merged(before.get(name), value) for name, value in given.items()}
+
+
+def listed(call: Call, kind: str, url: str, *fields: str, among: Iterable[Json] | None = None) -> Json:
+    """A page of a kind, or of those `among` it, with the values that were given for these fields."""
+    given = pick(call.params, "limit", "starting_after", "ending_before", "created", *fields)
+    wanted = {name: given[name] for name in fields if name in given}
+    things = call.store.collection(kind).values() if among is None else among
+    found = [
+        thing
+        for thing in things
+        if is_within(thing.get("created", 0), given.get("created", {}))
+        and all(thing.get(name) == value for name, value in wanted.items())
+    ]
+    return page(found, call.params, url)
+
+
+def is_within(instant: int, bounds: int | dict[str, int]) -> bool:
+    """`bounds` as the lists' `created` has them: one instant, or any of gt, gte, lt and lte."""
+    if isinstance(bounds, int):
+        return instant == bounds
+    return bounds.get("gt", instant - 1) < instant < bounds.get("lt", instant + 1) and bounds.get(
+        "gte", instant
+    ) <= instant <= bounds.get("lte", instant)
 
 
 def page(things: Iterable[Json], params: Params, url: str) -> Json:

@@ -5,12 +5,14 @@ import secrets
 from stripe.params import (
     CustomerCreateParams,
     CustomerDeleteParams,
+    CustomerListParams,
     CustomerRetrieveParams,
     CustomerUpdateParams,
 )
 
+from sandbox import bills, changes, life
 from sandbox.errors import Refusal, no_such
-from sandbox.resources import Call, Operation, merged, merged_metadata, new_id, now, pick
+from sandbox.resources import Call, Operation, listed, merged, merged_metadata, new_id, pick
 from sandbox.store import Json, Store
 from sandbox.wire import Params
 
@@ -31,7 +33,7 @@ def create(call: Call) -> Json:
         "object": KIND,
         "address": None,
         "balance": 0,
-        "created": now(),
+        "created": call.store.now(),
         "currency": None,
         "default_source": None,
         "delinquent": False,
@@ -54,7 +56,7 @@ def create(call: Call) -> Json:
         "tax_exempt": "none",
         "test_clock": None,
     }
-    return call.store.insert(customer | changes(customer, call.params))
+    return changes.created(call.store, customer | given(call, customer))
 
 
 def retrieve(call: Call, id: str) -> Json:
@@ -63,13 +65,22 @@ def retrieve(call: Call, id: str) -> Json:
 
 def update(call: Call, id: str) -> Json:
     customer = living(call.store, id)
-    customer |= changes(customer, call.params)
-    return customer
+    return changes.updated(call.store, customer, **given(call, customer))
 
 
 def delete(call: Call, id: str) -> Json:
-    living(call.store, id)
+    """Its subscriptions end with it."""
+    customer = living(call.store, id)
+    for subscription in call.store.collection("subscription").values():
+        if subscription["customer"] == id and subscription["status"] not in bills.ENDED:
+            life.end(call.store, subscription)
+    changes.happened(call.store, customer, "deleted")
     return call.store.insert({"id": id, "object": KIND, "deleted": True})
+
+
+def list_customers(call: Call) -> Json:
+    among = [customer for customer in call.store.collection(KIND).values() if not customer.get("deleted")]
+    return listed(call, KIND, "/v1/customers", "email", among=among)
 
 
 def living(store: Store, id: str, *, param: str = "id") -> Json:
@@ -79,8 +90,20 @@ def living(store: Store, id: str, *, param: str = "id") -> Json:
     return customer
 
 
-def changes(customer: Json, params: Params) -> Json:
-    given = pick(params, *KEPT)
+def check_method(store: Store, customer: str, id: str | None, param: str) -> None:
+    """Only what is attached to a customer can be its default."""
+    if id is not None and store.find("payment_method", id, param=param)["customer"] != customer:
+        raise Refusal(
+            f"The customer does not have a payment method with the ID {id}. The payment method must be"
+            " attached to the customer.",
+            code="resource_missing",
+            param=param,
+        )
+
+
+def given(call: Call, customer: Json) -> Params:
+    """The parameters as they change a customer."""
+    given = pick(call.params, *KEPT)
     if (email := given.get("email")) and "@" not in email.strip("@"):
         raise Refusal(f"Invalid email address: {email}", code="email_invalid", param="email")
     if given.get("address"):
@@ -89,8 +112,8 @@ def changes(customer: Json, params: Params) -> Json:
         given["shipping"] = {"phone": None} | given["shipping"]
         given["shipping"]["address"] = ADDRESS | given["shipping"]["address"]
     if "invoice_settings" in given:
-        if method := given["invoice_settings"].get("default_payment_method"):
-            raise no_such("PaymentMethod", method, param="invoice_settings[default_payment_method]")
+        method = given["invoice_settings"].get("default_payment_method")
+        check_method(call.store, customer["id"], method, "invoice_settings[default_payment_method]")
         given["invoice_settings"] = merged(customer["invoice_settings"], given["invoice_settings"])
     if "metadata" in given:
         given["metadata"] = merged_metadata(customer["metadata"], given["metadata"])
@@ -101,6 +124,7 @@ def changes(customer: Json, params: Params) -> Json:
 
 OPERATIONS = [
     Operation("POST", "/v1/customers", CustomerCreateParams, create, empty_unsets=True),
+    Operation("GET", "/v1/customers", CustomerListParams, list_customers),
     Operation("GET", "/v1/customers/<id>", CustomerRetrieveParams, retrieve),
     Operation("POST", "/v1/customers/<id>", CustomerUpdateParams, update, empty_unsets=True),
     Operation("DELETE", "/v1/customers/<id>", CustomerDeleteParams, delete),

@@ -14,7 +14,7 @@ from stripe.params.billing_portal import (
 )
 
 from sandbox.errors import Refusal, missing
-from sandbox.resources import Call, Operation, customers, merged, merged_metadata, new_id, now, page, pick
+from sandbox.resources import Call, Operation, customers, merged, merged_metadata, new_id, page, pick
 from sandbox.store import Json, Store
 from sandbox.wire import Params
 
@@ -68,7 +68,7 @@ OFFERED_BY_DEFAULT: Json = {
 
 
 def create_configuration(call: Call) -> Json:
-    return call.store.insert(changed(new_configuration(), call.params))
+    return call.store.insert(changed(new_configuration(call.store), call.params))
 
 
 def retrieve_configuration(call: Call, id: str) -> Json:
@@ -79,7 +79,7 @@ def update_configuration(call: Call, id: str) -> Json:
     configuration = call.store.find(CONFIGURATION, id)
     if configuration["is_default"] and call.params.get("active") is False:
         raise Refusal("The default configuration cannot be deactivated.", param="active")
-    return call.store.insert(changed(configuration, call.params) | {"updated": now()})
+    return call.store.insert(changed(configuration, call.params) | {"updated": call.store.now()})
 
 
 def list_configurations(call: Call) -> Json:
@@ -96,18 +96,19 @@ def ensure_default_configuration(store: Store) -> None:
     with store.lock:
         if not store.collection(CONFIGURATION):
             features = {"features": OFFERED_BY_DEFAULT}
-            store.insert(changed(new_configuration(), features) | {"is_default": True})
+            store.insert(changed(new_configuration(store), features) | {"is_default": True})
         store.save()
 
 
-def new_configuration() -> Json:
+def new_configuration(store: Store) -> Json:
+    now = store.now()
     return {
         "id": new_id("bpc", 24),
         "object": CONFIGURATION,
         "active": True,
         "application": None,
         "business_profile": dict.fromkeys(("headline", "privacy_policy_url", "terms_of_service_url")),
-        "created": now(),
+        "created": now,
         "default_return_url": None,
         "features": NOTHING_OFFERED,
         "is_default": False,
@@ -115,7 +116,7 @@ def new_configuration() -> Json:
         "login_page": {"enabled": False, "url": None},
         "metadata": {},
         "name": None,
-        "updated": now(),
+        "updated": now,
     }
 
 
@@ -146,13 +147,13 @@ def create_session(call: Call) -> Json:
     customer = customers.living(call.store, given["customer"], param="customer")
     configuration = usable_configuration(call.store, given.get("configuration"))
     check_url(given.get("return_url"), "return_url")
-    token = new_id("test", 32)
+    token, now = new_id("test", 32), call.store.now()
     session = {
         "id": new_id("bps", 24),
         "object": "billing_portal.session",
         "after_expiration": given.get("after_expiration"),
         "configuration": configuration["id"],
-        "created": now(),
+        "created": now,
         "customer": customer["id"],
         "customer_account": None,
         "flow": flow(given["flow_data"]) if "flow_data" in given else None,
@@ -162,7 +163,7 @@ def create_session(call: Call) -> Json:
         "return_url": given.get("return_url", configuration["default_return_url"]),
         "url": f"{call.public_url}/p/session/{token}",
     }
-    call.store.insert_short_lived(PAGE, token, {"session": session, "at": now(), "seen": now()})
+    call.store.insert_short_lived(PAGE, token, {"session": session, "at": now, "seen": now})
     return session
 
 

@@ -95,3 +95,15 @@ def test_an_address_that_is_no_email_is_refused(api: stripe.StripeClient) -> Non
         api.v1.customers.create({"email": "ada"})
 
     assert (refused.value.code, refused.value.param) == ("email_invalid", "email")
+
+
+def test_customers_are_listed_newest_first_by_address(api: stripe.StripeClient) -> None:
+    email = "listed@acme.example"
+    first, second, deleted = (api.v1.customers.create({"email": email}).id for _ in range(3))
+    api.v1.customers.delete(deleted)
+
+    newest = api.v1.customers.list({"email": email, "limit": 1})
+    older = api.v1.customers.list({"email": email, "starting_after": second})
+
+    assert ([customer.id for customer in newest.data], newest.has_more) == ([second], True)
+    assert ([customer.id for customer in older.data], older.has_more) == ([first], False)
