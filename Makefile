@@ -5,10 +5,12 @@ help: ## show this
 
 run: ## start the service, its database and a pretend Stripe; Ctrl-C stops all
 test: ## run all tests; ARGS="-k portal" picks some
+soak: ## the tests of order, crashes and hostile traffic at full length; hours
+mutants: ## plant known bugs one by one and see the tests find them
 lint: ## check style, formatting, types and imports
 setup: ## make .venv, which the others do by themselves
 bench: ## ratios beside bare Flask routes; needs wrk; ARGS="--rounds 2 --seconds 3"
 lock: ## pin requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest
-run test lint setup bench lock: ; @python3 bin/dev $@ $(ARGS)
+run test soak mutants lint setup bench lock: ; @python3 bin/dev $@ $(ARGS)
 
-.PHONY: help run test lint setup bench lock
+.PHONY: help run test soak mutants lint setup bench lock

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from billing import config, telemetry, web, wiring
+from billing import commands, config, telemetry, web, wiring
 from billing.config import Settings
 from billing.stripe_api import Stripe
 
@@ -17,6 +17,7 @@ def create_app(settings: Settings | None = None, stripe: Stripe | None = None) -
     telemetry.configure_logging()
     telemetry.instrument(app)
     web.mount(app, wiring.build(settings, stripe), own_app=True)
+    commands.install(app)
     if hops := settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]  # Flask's own recipe
     return app

@@ -71,6 +71,7 @@ def _compare(database: machine.Database, stub: str, turns: int) -> tuple[float, 
         APP_URL="https://app.example.com",
         STRIPE_SECRET_KEY="sk_test_bench",
         STRIPE_API_BASE=stub,
+        STRIPE_WEBHOOK_SECRET=f"whsec_{secrets.token_hex(16)}",
         JWT_SECRET_KEY=secrets.token_hex(32),
         BILLING_LINKS_PER_MINUTE="1000000",
     )

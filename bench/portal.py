@@ -140,6 +140,7 @@ class Arena:
             "DATABASE_POOL_SIZE": "10",
             "APP_URL": "https://app.example.com",
             "STRIPE_SECRET_KEY": "sk_test_bench",
+            "STRIPE_WEBHOOK_SECRET": f"whsec_{key}",
             "JWT_SECRET_KEY": key,
             "BILLING_LINKS_PER_MINUTE": "1000000",
         }

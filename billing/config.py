@@ -160,7 +160,7 @@ class Settings(BaseModel):
     billing_return_origins: Origins = ()
 
     stripe_secret_key: Annotated[SecretStr, AfterValidator(_secret_key)]
-    stripe_webhook_secret: Annotated[tuple[SecretStr, ...], BeforeValidator(_signing_secrets)] = ()
+    stripe_webhook_secret: Annotated[tuple[SecretStr, ...], BeforeValidator(_signing_secrets)]
     stripe_api_base: Base | None = None
     stripe_deadline_seconds: float = Field(
         10.0, ge=1, le=20
@@ -177,8 +177,14 @@ class Settings(BaseModel):
     jwt_roles_claim: str = "roles"
     billing_manager_roles: CommaList = ()
 
+    billing_stripe_reads_per_second: int = Field(20, ge=2, le=100)
     billing_links_per_minute: int = Field(30, ge=1)
     trusted_proxies: int = Field(0, ge=0, le=10)
+
+    @property
+    def livemode(self) -> bool:
+        """Whether the key is one that moves money; events of the other mode are not ours."""
+        return "_live_" in self.stripe_secret_key.get_secret_value()[:8]
 
     @property
     def jwt_algorithms(self) -> tuple[str, ...]:

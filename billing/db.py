@@ -71,6 +71,7 @@ class Scope:
 
 
 SYSTEM = Scope("system")  # every row: the service itself, never on a user's behalf
+WEBHOOK = Scope("webhook")  # may add to the inbox, and see nothing
 
 
 class UnsafeRole(Exception):
@@ -138,6 +139,7 @@ class Database:
         with _trouble_is_ours(), self._connected() as (connection, driver):
             statement, values = _entrance(scope, in_turn)
             psycopg.ClientCursor(driver).execute("BEGIN; " + statement, values)  # a simple query, in one trip
+            connection.begin()  # what SQLAlchemy would do on its own first statement; the driver's are none to it
             yield connection
             connection.commit()
 
@@ -159,6 +161,11 @@ class Database:
     def close(self) -> None:
         """Let go of every connection; the next `begin` opens new ones."""
         self._engine.dispose()
+
+
+def rows(connection: Connection, sql: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """A statement's rows as the driver reads them, in binary: for the many, and for those that hold bytes."""
+    return psycopg.Cursor(_driver(connection)).execute(sql, values, binary=True).fetchall()
 
 
 @contextmanager

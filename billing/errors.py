@@ -109,6 +109,28 @@ class TooManyLinks(BillingError):
     sentence = "Too many links were asked for; try again later"
 
 
+class AlreadyLinked(BillingError):
+    """The Stripe customer belongs to another tenant."""
+
+    status = 409
+    code = "already_linked"
+    sentence = "This Stripe customer is linked to another tenant; unlink it there first"
+
+
+class BadSignature(BillingError):
+    """The webhook's signature is missing, wrong, or too old; one sentence for all, so that it tells nothing."""
+
+    status = 400
+    sentence = "Invalid signature"
+
+
+class BadEvent(BillingError):
+    """The webhook is signed and no event: no JSON object with an id and a type."""
+
+    status = 400
+    sentence = "Invalid payload"
+
+
 class StripeFailed(BillingError):
     """Stripe refused, failed, or did not answer in time. Callers see no more than a 500."""
 

@@ -3,14 +3,20 @@
 One `Stripe` per process. Every call ends within `deadline` seconds, its retries included, and every
 failure leaves as `StripeFailed` (or the caller's own fault, `IdempotencyKeyReused`). What Stripe said
 about it is logged by code and request id, never by its message, which may quote what was sent.
+
+A read is one HTTP request, tried once: who reads counts what Stripe is asked for. It leaves as a `Reading`,
+JSON as Stripe wrote it, dated by Stripe's own clock.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError
 from typing import Any, Literal
 
@@ -21,11 +27,15 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from billing import outbound
 from billing.errors import IdempotencyKeyReused, StripeFailed
+from billing.events import Json
 
 API_VERSION = "2026-10-28.endive"
 RETRIES = 2
 TRY_SECONDS = 1.5  # the SDK's longest pause before one of them, and time for an answer
 RETRY_AFTER_SECONDS = 5
+ONE_TRY = {"max_network_retries": 0}
+PAGE = 100
+REFUSED = frozenset({"refused", "key_refused"})  # trying again changes nothing
 
 # The flows that need a subscription join this one with the mirror of it.
 PortalFlow = Literal["payment_method_update"]
@@ -48,6 +58,16 @@ class PortalSession:
 
     id: str
     url: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What Stripe answered, true at some moment from `asked` to `answered`, whole seconds of Stripe's clock."""
+
+    things: list[Json]
+    has_more: bool
+    asked: int
+    answered: int
 
 
 def idempotency_key(*parts: str) -> str:
@@ -102,6 +122,57 @@ class Stripe:
             params["configuration"] = configuration
         session = self._call(self._client.v1.billing_portal.sessions.create, params, idempotency_key)
         return PortalSession(_text(session, "id"), _text(session, "url"))
+
+    def subscriptions_of(self, customer: str, after: str | None = None) -> Reading | None:
+        """A page of a customer's subscriptions, ended ones included, each with its latest invoice."""
+        wanted = {"customer": customer, "status": "all", "expand": ["data.latest_invoice"]}
+        return self._page(self._client.v1.subscriptions.list, wanted, after)
+
+    def subscription(self, subscription: str) -> Reading | None:
+        """One subscription, with its latest invoice. None where Stripe does not know it."""
+        return self._one(self._client.v1.subscriptions.retrieve, subscription, {"expand": ["latest_invoice"]})
+
+    def items_of(self, subscription: str, after: str | None = None) -> Reading | None:
+        """A page of a subscription's items, for the rare one with more than Stripe puts into it."""
+        return self._page(self._client.v1.subscription_items.list, {"subscription": subscription}, after)
+
+    def open_invoices_of(self, subscription: str, after: str | None = None) -> Reading | None:
+        """A page of the invoices of a subscription that are open."""
+        wanted = {"subscription": subscription, "status": "open"}
+        return self._page(self._client.v1.invoices.list, wanted, after)
+
+    def invoice(self, invoice: str) -> Reading | None:
+        """One invoice. None where Stripe does not know it."""
+        return self._one(self._client.v1.invoices.retrieve, invoice, {})
+
+    def customer(self, customer: str) -> Reading | None:
+        """A customer, or what is left of a deleted one. None where Stripe does not know it."""
+        return self._one(self._client.v1.customers.retrieve, customer, {})
+
+    def undelivered_events(self, since: int, after: str | None = None) -> Reading | None:
+        """A page of the events since then that some webhook endpoint has not taken, newest first."""
+        wanted = {"delivery_success": False, "created": {"gte": since}}
+        return self._page(self._client.v1.events.list, wanted, after)
+
+    def _page(self, method: Any, wanted: Mapping[str, Any], after: str | None) -> Reading | None:
+        cursor = {"starting_after": after} if after else {}
+        return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY))
+
+    def _one(self, method: Any, id: str, wanted: Mapping[str, Any]) -> Reading | None:
+        return self._read(lambda: method(id, wanted, ONE_TRY))
+
+    def _read(self, call: Callable[[], Any]) -> Reading | None:
+        began = time.monotonic()
+        try:
+            with outbound.within(self._deadline):
+                answer = call()
+        except stripe.InvalidRequestError as e:
+            if e.code == "resource_missing":
+                return None
+            raise _failed(e, final=True) from e
+        except stripe.StripeError as e:
+            raise _failed(e, final=False) from e
+        return _reading(answer, time.monotonic() - began)
 
     def _call(self, method: Any, params: Any, idempotency_key: str | None) -> Any:
         try:
@@ -166,7 +237,7 @@ def _failed(error: stripe.StripeError, *, final: bool) -> StripeFailed:
         param=getattr(error, "param", None),
         stripe_request=error.request_id,
     )
-    return StripeFailed(reason, retry_after=None if final or reason == "refused" else RETRY_AFTER_SECONDS)
+    return StripeFailed(reason, retry_after=None if final or reason in REFUSED else RETRY_AFTER_SECONDS)
 
 
 def _reason(error: stripe.StripeError) -> str:
@@ -174,15 +245,37 @@ def _reason(error: stripe.StripeError) -> str:
         return "unreachable"
     if isinstance(error, stripe.RateLimitError):
         return "rate_limited"
+    if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
+        return "key_refused"
     if isinstance(error, stripe.APIError):  # 5xx, a conflict that outlived the retries, or no JSON at all
         return "broken"
     return "refused"
+
+
+def _reading(answer: Any, elapsed: float) -> Reading:
+    """The answer was made before the second after its `Date`, and not before it was asked for."""
+    response = getattr(answer, "last_response", None)
+    thing = response.data if response is not None else None
+    if not isinstance(thing, dict):
+        raise _nonsense(answer)
+    things = thing.get("data") if thing.get("object") == "list" else [thing]
+    if not isinstance(things, list) or not all(isinstance(one, dict) for one in things):
+        raise _nonsense(answer)
+    try:
+        date = int(parsedate_to_datetime(response.headers["Date"]).timestamp())  # type: ignore[union-attr]
+    except (KeyError, TypeError, ValueError):
+        raise _nonsense(answer) from None
+    return Reading(things, bool(thing.get("has_more")), date - math.ceil(elapsed), date + 1)
 
 
 def _text(answer: Any, name: str) -> str:
     """Stripe's answers are input too: a list, or an object without the member, is a failure of theirs."""
     value = getattr(answer, name, None)
     if not isinstance(value, str) or not value:
-        log.warning("stripe.failed", reason="nonsense", kind=type(answer).__name__)
-        raise StripeFailed("nonsense", retry_after=RETRY_AFTER_SECONDS)
+        raise _nonsense(answer)
     return value
+
+
+def _nonsense(answer: Any) -> StripeFailed:
+    log.warning("stripe.failed", reason="nonsense", kind=type(answer).__name__)
+    return StripeFailed("nonsense", retry_after=RETRY_AFTER_SECONDS)

@@ -12,7 +12,7 @@ import functools
 import logging.config
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,6 +23,7 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.propagate import extract
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -80,6 +81,15 @@ def _span(operation: str) -> AbstractContextManager[trace.Span]:
     if current.is_recording():
         return nullcontext(current)
     return tracer.start_as_current_span(operation, record_exception=False, set_status_on_exception=False)
+
+
+def follow(traces: Iterable[str | None]) -> None:
+    """Link the span to those in which its causes arrived, by their traceparents."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        for parent in traces:
+            if parent:
+                span.add_link(trace.get_current_span(extract({"traceparent": parent})).get_span_context())
 
 
 def start() -> None:

@@ -12,10 +12,23 @@ import sys
 from alembic import context
 from sqlalchemy import Connection, event, make_url, text
 
-from billing import audit, config, customers
+from billing import (
+    audit,
+    budget,
+    checkouts,
+    chores,
+    config,
+    customers,
+    inbox,
+    invoices,
+    questions,
+    subscriptions,
+)
 from billing.db import metadata, owner_engine
 
-TABLES = (customers.tenant_config, audit.audit_log)  # importing the subjects is what fills `metadata`
+# Importing the subjects is what fills `metadata`.
+SUBJECTS = (audit, budget, checkouts, chores, customers, inbox, invoices, questions, subscriptions)
+SEQUENCES = ("inbox_id_seq",)  # read, to know what has arrived; counting needs no grant
 ONE_RELEASE_AT_A_TIME = {"key": 7_238_114}  # an advisory lock: a second release waits, then finds nothing to do
 
 
@@ -64,6 +77,9 @@ def _grant(connection: Connection, service_role: str | None) -> None:
     for table in metadata.tables:  # by name: others may have tables here, too
         if connection.scalar(text("SELECT to_regclass(:table)"), {"table": table}):
             connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
+    for sequence in SEQUENCES:
+        if connection.scalar(text("SELECT to_regclass(:sequence)"), {"sequence": sequence}):
+            connection.exec_driver_sql(f"GRANT SELECT ON SEQUENCE {sequence} TO {role}")
     connection.exec_driver_sql(f"GRANT SELECT ON alembic_version TO {role}")
     connection.commit()
 

@@ -164,7 +164,8 @@ class Deliveries:
                 return
             url, now = endpoint["url"], self.store.now()
             body = json.dumps(event, indent=2, ensure_ascii=False).encode()
-            signed = signature(body, webhook_endpoints.secrets_of(endpoint, now), now)
+            sent = int(time.time())  # the receiver's clock does not run ahead with the account's
+            signed = signature(body, webhook_endpoints.secrets_of(endpoint, now), sent)
         attempt = Attempt(event["id"], event["type"], endpoint["id"], delivery.attempt, now)
         began = time.monotonic()
         try:
@@ -283,7 +284,7 @@ class Deliveries:
             thread.join()
 
 
-def signature(body: bytes, secrets: list[str], now: int) -> str:
-    signed = f"{now}.".encode() + body
+def signature(body: bytes, secrets: list[str], sent: int) -> str:
+    signed = f"{sent}.".encode() + body
     hashes = [hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest() for secret in secrets]
-    return ",".join([f"t={now}", *(f"v1={value}" for value in hashes)])
+    return ",".join([f"t={sent}", *(f"v1={value}" for value in hashes)])

@@ -30,6 +30,8 @@ from tests.tokens import SHARED_SECRET, a_token
 
 ROOT = Path(__file__).parent.parent
 ROLE = "billing_test"
+TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+SIGNING_SECRET = "whsec_of_the_tests_own_endpoint"
 ROLE_OF_THE_SERVICE = """
     DO $$ BEGIN
         CREATE ROLE billing_test LOGIN PASSWORD 'test';
@@ -109,7 +111,8 @@ def database(database_url: str) -> Iterator[Database]:
     """The service's way in, on empty tables."""
     database = Database(database_url, pool_size=5)
     with database.begin(SYSTEM) as connection:
-        connection.execute(text("TRUNCATE tenant_config, audit_log"))
+        tables = connection.scalars(text(TABLES)).all()
+        connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
     yield database
     database.close()
 
@@ -122,6 +125,7 @@ def environ(database_url: str, sandbox: Control) -> dict[str, str]:
         "APP_URL": "https://app.example.com",
         "STRIPE_SECRET_KEY": sandbox.key,
         "STRIPE_API_BASE": sandbox.url,
+        "STRIPE_WEBHOOK_SECRET": SIGNING_SECRET,
         "JWT_SECRET_KEY": SHARED_SECRET,
     }
 

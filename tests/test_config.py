@@ -21,11 +21,12 @@ from billing.config import Settings, SettingsError
 from tests.tokens import SHARED_SECRET, ec_key, pem, rsa_key
 
 ROOT = Path(__file__).parent.parent
-REQUIRED = ("DATABASE_URL", "APP_URL", "STRIPE_SECRET_KEY")
+REQUIRED = ("DATABASE_URL", "APP_URL", "STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET")
 LEAST = {
     "DATABASE_URL": "postgresql://billing:pw@db.example.com/billing",
     "APP_URL": "https://app.example.com",
     "STRIPE_SECRET_KEY": "sk_test_4eC39HqLyjWDarjtT1zdp7dc",
+    "STRIPE_WEBHOOK_SECRET": "whsec_5f0c6cd1a6f94d0c",
     "JWT_SECRET_KEY": SHARED_SECRET,
 }
 
@@ -451,5 +452,6 @@ def test_the_service_does_not_start_with_a_bad_environment_and_says_why() -> Non
         "DATABASE_URL",
         "APP_URL",
         "STRIPE_SECRET_KEY",
+        "STRIPE_WEBHOOK_SECRET",
         "JWT_SECRET_KEY",
     }

@@ -33,19 +33,57 @@ UNAVAILABLE = (503, b'{"error":"Service unavailable"}')
 
 @pytest.fixture
 def two_tenants(database: Database) -> Database:
-    """Acme and Globex, each with a customer and an entry in the trail."""
-    for tenant in ("t_acme", "t_globex"):
-        link(database, tenant, f"cus_{tenant}")
-        rows(
-            database,
-            "INSERT INTO audit_log (tenant_id, actor, action, started, outcome)"
-            " VALUES (:tenant, 'u', 'portal', true, 'started') RETURNING id",
-            tenant=tenant,
-        )
+    """Acme and Globex, each with one row in every table."""
+    with database.begin(SYSTEM) as connection:
+        for tenant in ("t_acme", "t_globex"):
+            for table, columns in A_ROW.items():
+                values = ", ".join(f"'{value}'" for value in columns.values()).replace("{tenant}", tenant)
+                connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")
     return database
 
 
-TABLES = ["tenant_config", "audit_log"]
+A_ROW = {
+    "tenant_config": {"tenant_id": "{tenant}", "stripe_customer_id": "cus_{tenant}"},
+    "tenant_links": {"tenant_id": "{tenant}", "stripe_customer_id": "cus_{tenant}", "linked_by": "test"},
+    "audit_log": {
+        "tenant_id": "{tenant}",
+        "actor": "u",
+        "action": "portal",
+        "started": "true",
+        "outcome": "started",
+    },
+    "checkouts": {"tenant_id": "{tenant}", "stripe_session_id": "cs_{tenant}"},
+    "subscriptions": {
+        "stripe_subscription_id": "sub_{tenant}",
+        "stripe_customer_id": "cus_{tenant}",
+        "status": "active",
+        "cancel_at_period_end": "false",
+        "facts": "",
+        "as_of": "2026-01-01T00:00Z",
+        "as_of_end": "2026-01-01T00:00Z",
+        "source": "event",
+        "heard": "0",
+    },
+    "subscription_items": {
+        "stripe_subscription_id": "sub_{tenant}",
+        "stripe_item_id": "si_{tenant}",
+        "stripe_price_id": "price_1",
+        "stripe_product_id": "prod_1",
+    },
+    "invoices": {
+        "stripe_invoice_id": "in_{tenant}",
+        "stripe_subscription_id": "sub_{tenant}",
+        "status": "open",
+        "attempted": "true",
+        "as_of": "2026-01-01T00:00Z",
+    },
+    "inbox": {"event_id": "evt_{tenant}", "type": "customer.updated", "body": "{}"},
+    "stripe_customers": {"stripe_customer_id": "cus_{tenant}"},
+    "stripe_reads": {"endpoint": "{tenant}", "lane": "waiting", "reserved_until": "2026-01-01T00:00Z"},
+    "chores": {"name": "{tenant}", "due_at": "2026-01-01T00:00Z"},
+}
+TABLES = list(A_ROW)
+THE_SERVICES_OWN = ("inbox", "stripe_customers", "stripe_reads", "chores")
 
 
 def test_the_service_is_no_superuser_and_cannot_bypass_the_policies(database: Database) -> None:
@@ -73,9 +111,20 @@ def test_every_table_forces_row_level_security(database: Database) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_a_tenants_scope_sees_its_own_rows_only(two_tenants: Database, table: str) -> None:
     with two_tenants.begin(Scope.tenant("t_acme")) as connection:
-        seen = connection.scalars(text(f"SELECT tenant_id FROM {table}")).all()
+        seen = connection.execute(text(f"SELECT * FROM {table}")).all()
 
-    assert seen == ["t_acme"]
+    assert len(seen) == (0 if table in THE_SERVICES_OWN else 1)
+    assert "t_globex" not in str(seen)
+
+
+def test_what_a_former_customer_has_is_out_of_its_tenants_sight(two_tenants: Database) -> None:
+    with two_tenants.begin(SYSTEM) as connection:
+        connection.execute(
+            text("UPDATE tenant_config SET stripe_customer_id = 'cus_new' WHERE tenant_id = 't_acme'")
+        )
+    with two_tenants.begin(Scope.tenant("t_acme")) as connection:
+        for table in ("subscriptions", "subscription_items", "invoices"):
+            assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0
 
 
 @pytest.mark.parametrize("scope", [Scope.tenant(""), Scope("nobody"), Scope("tenant"), Scope("System")])
@@ -199,7 +248,11 @@ def test_user_routes_open_no_scope_but_their_callers() -> None:
         and call.func.attr in {"begin", "run"}
     }
 
-    assert scopes == {("links.py", "self._caller.scope"), ("health.py", "SYSTEM")}
+    assert scopes == {
+        ("links.py", "self._caller.scope"),
+        ("health.py", "SYSTEM"),
+        ("webhooks.py", "WEBHOOK"),
+    }
 
 
 def test_one_stripe_customer_belongs_to_one_tenant_and_empty_ids_to_any(database: Database) -> None:

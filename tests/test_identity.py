@@ -37,7 +37,7 @@ from billing.identity import (
 )
 from sandbox.server import Control
 from tests import issuer as issuers
-from tests.conftest import create_customer, link
+from tests.conftest import SIGNING_SECRET, create_customer, link
 from tests.issuer import Issuer
 from tests.tokens import (
     SHARED_SECRET,
@@ -144,6 +144,7 @@ def serve(database_url: str, stripe_stand_in: Control, member_customer: str) -> 
             "DATABASE_URL": database_url,
             "APP_URL": "https://app.example.com",
             "STRIPE_SECRET_KEY": stripe_stand_in.key,
+            "STRIPE_WEBHOOK_SECRET": SIGNING_SECRET,
             "STRIPE_API_BASE": stripe_stand_in.url,
             "BILLING_LINKS_PER_MINUTE": "1000000",
         }

@@ -432,7 +432,7 @@ def test_an_attempt_that_was_turned_away_leaves_a_row_too(
         ("no customer", "NoCustomer"),
         ("500", "stripe_broken"),
         ("429", "stripe_rate_limited"),
-        ("401", "stripe_refused"),
+        ("401", "stripe_key_refused"),
     ],
 )
 def test_an_attempt_that_failed_says_how(

@@ -52,6 +52,7 @@ def settings(database_url: str = "postgresql://nowhere", **others: str) -> Setti
             "APP_URL": APP,
             "BILLING_RETURN_ORIGINS": ",".join(ORIGINS),
             "STRIPE_SECRET_KEY": "sk_test_unused",
+            "STRIPE_WEBHOOK_SECRET": "whsec_0123456789abcdef",
             "JWT_SECRET_KEY": SHARED_SECRET,
             "BILLING_LINKS_PER_MINUTE": "1000000",
             **others,

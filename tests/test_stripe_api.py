@@ -57,7 +57,7 @@ FAULTS = {
     "500": ("500", "broken", True),
     "503": ("503", "broken", True),
     "refused": ("400", "refused", False),
-    "wrong key": ("401", "refused", False),
+    "wrong key": ("401", "key_refused", False),
     "silent": ("hang", "unreachable", True),
     "dripping body": ("drip", "unreachable", True),
     "dripping headers": ("drip_headers", "unreachable", True),

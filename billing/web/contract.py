@@ -17,7 +17,7 @@ import structlog
 from flask import Response, current_app, request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected
 
 from billing import errors
 from billing.errors import BillingError
@@ -69,14 +69,22 @@ def checked(*refused_with: type[BillingError]) -> Callable[[View], View]:
     return wrap
 
 
-def _body(model: type[BaseModel]) -> BaseModel:
-    request.max_content_length = LARGEST_BODY  # here, so that it holds inside another app, too
+def raw_body(largest: int) -> bytes:
+    """The body's very bytes, read once, and no more of them than that."""
+    if (request.content_length or 0) > largest:
+        raise errors.BodyTooLarge
+    request.max_content_length = largest + 1  # a chunked body is cut there and not refused
     try:
         raw = request.get_data(cache=False, parse_form_data=False)
-    except RequestEntityTooLarge as e:
-        raise errors.BodyTooLarge from e
     except (OSError, ParseException, ClientDisconnected) as e:
         raise errors.InvalidRequest("The body could not be read to its end") from e
+    if len(raw) > largest:
+        raise errors.BodyTooLarge
+    return raw
+
+
+def _body(model: type[BaseModel]) -> BaseModel:
+    raw = raw_body(LARGEST_BODY)
     if raw.strip() and request.mimetype != "application/json":
         raise errors.NotJson
     try:

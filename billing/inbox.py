@@ -1,0 +1,415 @@
+"""Every event Stripe sent us, and what became of it: the table `inbox`.
+
+An event is `due` until it is settled. To claim one is to schedule its own retry: the claim counts the attempt
+and moves `due_at` past the lease, so that a killed worker costs the lease and no more; the attempt number keeps
+a worker that comes late from settling what is no longer its own. An event is `waiting` while nobody owns its
+customer, `asking` while Stripe is asked about it (`questions`), and in the end `settled`, or `buried` with the
+reason. After a lapsed lease it is claimed alone: whatever killed its worker must not charge its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    func,
+    text,
+)
+
+from billing.db import Query, metadata, rows
+
+MOST_LAPSES = 5  # leases lost while it was alone, before its body is left unread for good
+MOST_FAILURES = 10  # recorded failures of our own: some minutes
+KEPT = timedelta(days=35)  # Stripe lists its events for 30
+PRUNED_AT_ONCE = 1000
+
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("event_id", Text, nullable=False, unique=True),
+    Column("type", Text, nullable=False),
+    Column("object_id", Text),
+    Column("customer", Text),
+    Column("created", DateTime(timezone=True)),  # Stripe's time, like `sent_at`
+    Column("api_version", Text),
+    Column("livemode", Boolean),
+    Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("sent_at", DateTime(timezone=True)),  # from the signature; none where we fetched the event ourselves
+    Column("secret", Text),  # the fingerprint of the one that matched
+    Column("trace", Text),  # the delivery's traceparent
+    Column("body", LargeBinary, nullable=False),  # the verified bytes
+    Column("state", Text, nullable=False, server_default="due"),
+    Column("due_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("held", Text),  # claimed and not yet let go: in a batch, or by itself
+    Column("lapses", Integer, nullable=False, server_default="0"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("looks", Integer, nullable=False, server_default="0"),  # how often it was put off for another look
+    Column("settled_at", DateTime(timezone=True)),
+    Column("reason", Text),
+    CheckConstraint("state IN ('due', 'waiting', 'asking', 'settled', 'buried')", name="state_known"),
+    CheckConstraint("held IN ('together', 'alone') AND state = 'due' OR held IS NULL", name="held_while_due"),
+    CheckConstraint(
+        "(state IN ('settled', 'buried')) = (settled_at IS NOT NULL)", name="settled_once_finished"
+    ),
+    CheckConstraint("state <> 'buried' OR reason IS NOT NULL", name="buried_with_a_reason"),
+    Index("ix_inbox_due_at", "due_at", "id", postgresql_where=text("state = 'due'")),
+    Index("ix_inbox_customer", "customer", "id", postgresql_where=text("state IN ('waiting', 'asking')")),
+    Index("ix_inbox_buried", "id", postgresql_where=text("state = 'buried'")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event as it arrived, ready to be kept. With `unused` it is settled at once, for that reason."""
+
+    event_id: str
+    type: str
+    object_id: str | None
+    customer: str | None
+    created: int | None
+    api_version: str | None
+    livemode: bool | None
+    body: bytes
+    sent_at: int | None = None
+    secret: str | None = None
+    trace: str | None = None
+    unused: str | None = None
+
+
+_RECEIVE = """
+    INSERT INTO inbox (event_id, type, object_id, customer, created, api_version, livemode, sent_at, secret,
+                       trace, body, state, settled_at, reason)
+    VALUES (%(event_id)s, %(type)s, %(object_id)s, %(customer)s, to_timestamp(%(created)s), %(api_version)s,
+            %(livemode)s, to_timestamp(%(sent_at)s), %(secret)s, %(trace)s, %(body)b,
+            CASE WHEN %(unused)s::text IS NULL THEN 'due' ELSE 'settled' END,
+            CASE WHEN %(unused)s::text IS NOT NULL THEN clock_timestamp() END, %(unused)s)
+    ON CONFLICT DO NOTHING
+"""  # no conflict target: naming a column would mean to read it, which the webhook's scope may not
+
+
+def receive(delivery: Delivery) -> Query[bool]:
+    """Keep the event. False if it was here already, whatever has become of it since."""
+    values = {name: getattr(delivery, name) for name in Delivery.__slots__}
+    return Query("inbox.receive", _RECEIVE, values, _written)
+
+
+def _written(cursor: psycopg.Cursor[Any]) -> bool:
+    return cursor.rowcount == 1
+
+
+# ---- claiming
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """An event in a worker's hands for the length of a lease."""
+
+    id: int
+    attempt: int
+    event_id: str
+    type: str
+    customer: str | None
+    created: int | None
+    sent_at: int | None
+    looks: int
+    lapses: int
+    failures: int
+    alone: bool
+    trace: str | None
+    body: bytes
+
+
+# The oldest that are due, up to the first whose lease has lapsed; if that is the very first, it alone.
+_CLAIM = """
+    WITH oldest AS MATERIALIZED (
+        SELECT id, due_at, held FROM inbox
+        WHERE state = 'due' AND due_at <= statement_timestamp()
+        ORDER BY due_at, id LIMIT %(most)s FOR UPDATE SKIP LOCKED
+    ), mine AS (
+        SELECT id, row_number() OVER line AS place, bool_or(held IS NOT NULL) OVER line AS past_a_lapse
+        FROM oldest WINDOW line AS (ORDER BY due_at, id)
+    )
+    UPDATE inbox SET attempt = attempt + 1,
+                     due_at = clock_timestamp() + %(lease)s,
+                     lapses = lapses + CASE WHEN held = 'alone' THEN 1 ELSE 0 END,
+                     held = CASE WHEN held IS NULL THEN 'together' ELSE 'alone' END
+    FROM mine WHERE inbox.id = mine.id AND (place = 1 OR NOT past_a_lapse)
+    RETURNING inbox.id, attempt, event_id, type, customer, extract(epoch FROM created)::bigint,
+              extract(epoch FROM sent_at)::bigint, looks, lapses, failures, held = 'alone', trace, body
+"""
+
+
+def claim(connection: Connection, *, most: int, lease: timedelta) -> list[Claimed]:
+    """Up to `most` due events, oldest first, for the length of the lease."""
+    found = rows(connection, _CLAIM, {"most": most, "lease": lease})
+    return sorted((Claimed(*row) for row in found), key=lambda event: event.id)
+
+
+_STILL_MINE = text("""
+    SELECT inbox.id FROM inbox JOIN unnest(:ids, :attempts) AS mine (id, attempt) USING (id, attempt)
+    WHERE state = 'due' AND held IS NOT NULL
+    ORDER BY inbox.id FOR UPDATE OF inbox
+""")
+
+
+def still_mine(connection: Connection, claimed: Sequence[Claimed]) -> set[int]:
+    """Lock those nobody else has claimed meanwhile. The others must not be judged: they are not ours."""
+    values = {"ids": [event.id for event in claimed], "attempts": [event.attempt for event in claimed]}
+    return set(connection.scalars(_STILL_MINE, values))
+
+
+# ---- letting go; the caller holds the rows' locks
+
+_SETTLE = text("""
+    UPDATE inbox SET state = 'settled', settled_at = clock_timestamp(), held = NULL, reason = :reason
+    WHERE id = ANY(:ids)
+""")
+_BURY = text("""
+    UPDATE inbox SET state = 'buried', settled_at = clock_timestamp(), held = NULL, reason = :reason
+    WHERE id = ANY(:ids)
+""")
+_WAIT = text("UPDATE inbox SET state = 'waiting', held = NULL WHERE id = ANY(:ids)")
+_ASK = text("UPDATE inbox SET state = 'asking', held = NULL, reason = :reason WHERE id = ANY(:ids)")
+_LOOK_AGAIN = text("""
+    UPDATE inbox SET held = NULL, looks = looks + 1, due_at = clock_timestamp() + :delay WHERE id = ANY(:ids)
+""")
+_FAIL = text("""
+    UPDATE inbox SET held = NULL, failures = failures + 1, reason = :reason, due_at = clock_timestamp() + :delay
+    WHERE id = :id AND attempt = :attempt AND state = 'due'
+""")
+
+
+def settle(connection: Connection, ids: Collection[int], reason: str | None = None) -> None:
+    """Done: what the events say is held, or known to be out of date."""
+    if ids:
+        connection.execute(_SETTLE, {"ids": list(ids), "reason": reason})
+
+
+def bury(connection: Connection, ids: Collection[int], reason: str) -> None:
+    """Given up; an operator can replay them."""
+    if ids:
+        connection.execute(_BURY, {"ids": list(ids), "reason": reason})
+
+
+def wait(connection: Connection, ids: Collection[int]) -> None:
+    """Nobody owns their customer yet."""
+    if ids:
+        connection.execute(_WAIT, {"ids": list(ids)})
+
+
+def ask(connection: Connection, ids: Collection[int], reason: str | None = None) -> None:
+    """Stripe's next answer about their customer settles them; with a reason it buries them."""
+    if ids:
+        connection.execute(_ASK, {"ids": list(ids), "reason": reason})
+
+
+def look_again(connection: Connection, ids: Collection[int], *, delay: timedelta) -> None:
+    """What normally comes with them may still be on its way."""
+    if ids:
+        connection.execute(_LOOK_AGAIN, {"ids": list(ids), "delay": delay})
+
+
+def fail(connection: Connection, event: Claimed, *, reason: str, delay: timedelta) -> None:
+    """It could not be worked on, for a reason of ours: again after the delay, and not for ever."""
+    connection.execute(_FAIL, {"id": event.id, "attempt": event.attempt, "reason": reason, "delay": delay})
+
+
+# The lock order everywhere is by id, and UPDATE alone promises none.
+_ANSWERED = text("""
+    WITH answered AS MATERIALIZED (
+        SELECT id FROM inbox WHERE customer = :customer AND state = 'asking' AND id <= :seen
+        ORDER BY id FOR UPDATE
+    )
+    UPDATE inbox SET state = CASE WHEN reason IS NULL THEN 'settled' ELSE 'buried' END,
+                     settled_at = clock_timestamp()
+    FROM answered WHERE inbox.id = answered.id
+    RETURNING inbox.id, event_id, reason
+""")
+
+
+def answered(connection: Connection, customer: str, *, seen: int) -> list[tuple[int, str, str | None]]:
+    """Finish what was waiting for this answer: every event that had arrived when the question was put."""
+    found = connection.execute(_ANSWERED, {"customer": customer, "seen": seen})
+    return [(row.id, row.event_id, row.reason) for row in found]
+
+
+_IS_ASKING = text("SELECT EXISTS (SELECT FROM inbox WHERE customer = :customer AND state = 'asking')")
+# Numbers are given out in order: whatever has a higher one had not arrived when this was read.
+_NEWEST = text("SELECT last_value FROM inbox_id_seq")
+
+
+def is_asking(connection: Connection, customer: str) -> bool:
+    """Whether an event of this customer still needs an answer."""
+    return bool(connection.scalar(_IS_ASKING, {"customer": customer}))
+
+
+def newest(connection: Connection) -> int:
+    """The number of the event that arrived last; none that is still to arrive has a lower one."""
+    return int(connection.scalar(_NEWEST))
+
+
+# ---- waking, and cleaning up
+
+_WAKE = text("""
+    WITH waiting AS MATERIALIZED (
+        SELECT id FROM inbox WHERE customer = :customer AND state = 'waiting' ORDER BY id FOR UPDATE
+    )
+    UPDATE inbox SET state = 'due', due_at = clock_timestamp() FROM waiting WHERE inbox.id = waiting.id
+""")
+_SWEEP = text("""
+    WITH linked AS MATERIALIZED (
+        SELECT id FROM inbox WHERE state = 'waiting'
+          AND customer IN (SELECT stripe_customer_id FROM tenant_config)
+        ORDER BY id LIMIT 1000 FOR UPDATE SKIP LOCKED
+    )
+    UPDATE inbox SET state = 'due', due_at = clock_timestamp() FROM linked WHERE inbox.id = linked.id
+""")
+# From the lowest number on, for they are the oldest: an index on the time would cost every delivery.
+_PRUNE = text("""
+    WITH stretch AS MATERIALIZED (
+        SELECT id, received_at < statement_timestamp() - :kept AS is_old FROM inbox
+        WHERE id > :after ORDER BY id LIMIT :most
+    ), old AS MATERIALIZED (
+        SELECT inbox.id FROM inbox JOIN stretch USING (id) WHERE is_old AND state IN ('settled', 'waiting')
+        ORDER BY inbox.id FOR UPDATE OF inbox SKIP LOCKED
+    ), gone AS (
+        DELETE FROM inbox USING old WHERE inbox.id = old.id
+    )
+    SELECT CASE WHEN count(*) = :most AND bool_and(is_old) THEN max(id) END FROM stretch
+""")
+
+
+def wake(connection: Connection, customer: str) -> int:
+    """Somebody owns the customer now: its events are due. How many there were."""
+    return connection.execute(_WAKE, {"customer": customer}).rowcount
+
+
+def sweep(connection: Connection) -> int:
+    """Wake the events of customers that were linked by other means than ours."""
+    return connection.execute(_SWEEP).rowcount
+
+
+def prune(connection: Connection, *, after: int) -> int | None:
+    """Forget the next stretch of what is long settled, or has waited too long for an owner. Where to go on."""
+    values = {"after": after, "kept": KEPT, "most": PRUNED_AT_ONCE}
+    on: int | None = connection.scalar(_PRUNE, values)
+    return on
+
+
+# ---- for operators
+
+_CHOSEN = """
+    id > :after AND id <= :after + :window AND state NOT IN ('due', 'asking')
+    AND (CAST(:event_ids AS text[]) IS NULL OR event_id = ANY(:event_ids))
+    AND (CAST(:type AS text) IS NULL OR type = :type)
+    AND (CAST(:customers AS text[]) IS NULL OR customer = ANY(:customers))
+    AND (CAST(:since AS timestamptz) IS NULL OR received_at >= :since)
+    AND (CAST(:until AS timestamptz) IS NULL OR received_at < :until)
+    AND (NOT :failed OR state = 'buried')
+    AND (state <> 'settled' OR reason IS NULL OR CAST(:event_ids AS text[]) IS NOT NULL)
+"""
+_CUSTOMERS = text(f"SELECT DISTINCT customer FROM inbox WHERE customer IS NOT NULL AND {_CHOSEN}")  # noqa: S608  # ours
+_REPLAY = text(f"""
+    WITH chosen AS MATERIALIZED (SELECT id FROM inbox WHERE {_CHOSEN} ORDER BY id FOR UPDATE)
+    UPDATE inbox SET state = 'due', due_at = clock_timestamp(), settled_at = NULL, reason = NULL,
+                     lapses = 0, failures = 0, looks = 0, attempt = attempt + 1
+    FROM chosen WHERE inbox.id = chosen.id
+""")  # noqa: S608  # ours
+_RANGE = text("SELECT coalesce(min(id), 1) - 1, coalesce(max(id), 0) FROM inbox")
+REPLAYED_AT_ONCE = 10_000  # numbers looked at in one transaction
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which events an operator means: all that fit everything that is said."""
+
+    event_ids: Sequence[str] | None = None
+    type: str | None = None
+    customers: Sequence[str] | None = None
+    since: Any = None
+    until: Any = None
+    failed: bool = False
+
+
+def span(connection: Connection) -> tuple[int, int]:
+    """Below the lowest number, and the highest."""
+    lowest, highest = connection.execute(_RANGE).one()
+    return int(lowest), int(highest)
+
+
+def customers(connection: Connection, choice: Choice, *, after: int) -> Sequence[str]:
+    """Whom the chosen of the next REPLAYED_AT_ONCE numbers are about."""
+    return connection.scalars(_CUSTOMERS, _values(choice, after)).all()
+
+
+def replay(connection: Connection, choice: Choice, *, after: int) -> int:
+    """Make the chosen of the next REPLAYED_AT_ONCE numbers due again, as if they had just arrived."""
+    return connection.execute(_REPLAY, _values(choice, after)).rowcount
+
+
+def _values(choice: Choice, after: int) -> dict[str, Any]:
+    values = {**vars(choice), "after": after, "window": REPLAYED_AT_ONCE}
+    lists = {name: list(values[name]) for name in ("event_ids", "customers") if values[name] is not None}
+    return values | lists
+
+
+# Each part has an index of its own: the settled are many and not looked at.
+_COUNTS = text("""
+    SELECT state, count(*) AS events,
+           extract(epoch FROM clock_timestamp() - min(received_at))::bigint AS oldest_seconds
+    FROM (SELECT state, received_at FROM inbox WHERE state = 'due'
+          UNION ALL SELECT state, received_at FROM inbox WHERE state IN ('waiting', 'asking')
+          UNION ALL SELECT state, received_at FROM inbox WHERE state = 'buried') AS unsettled
+    GROUP BY state ORDER BY state
+""")
+_REASONS = text("""
+    SELECT state, reason, type, count(*) AS events, max(received_at) AS latest
+    FROM (SELECT state, reason, type, received_at FROM inbox WHERE state = 'buried'
+          UNION ALL SELECT state, reason, type, received_at FROM inbox
+          WHERE state IN ('waiting', 'asking') AND reason IS NOT NULL
+          UNION ALL SELECT state, reason, type, received_at FROM inbox
+          WHERE state = 'due' AND reason IS NOT NULL) AS failing
+    GROUP BY state, reason, type ORDER BY events DESC, reason, type LIMIT 50
+""")
+_SECRETS = text("""
+    SELECT secret, count(*) AS events, max(received_at) AS latest
+    FROM (SELECT secret, received_at FROM inbox ORDER BY id DESC LIMIT 1000) AS newest
+    WHERE secret IS NOT NULL GROUP BY secret ORDER BY latest DESC
+""")
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The inbox at a glance: how much is under way, why some of it failed, which secrets Stripe signs with."""
+
+    states: list[dict[str, Any]]
+    reasons: list[dict[str, Any]]
+    secrets: list[dict[str, Any]]
+
+
+def overview(connection: Connection) -> Overview:
+    """What an operator asks first."""
+    return Overview(
+        *(
+            [dict(row) for row in connection.execute(query).mappings()]
+            for query in (_COUNTS, _REASONS, _SECRETS)
+        )
+    )

@@ -1,0 +1,259 @@
+"""What Stripe has to be asked, one row per Stripe customer: the table `stripe_customers`.
+
+A question is always about a customer, and never in flight twice: to put one is to count it, and to schedule
+its own retry for the end of its lease. An answer is accepted only if no later question was put, and only for
+subscriptions no event has confirmed or changed since (`heard`). The row's lock is what all who write a
+customer's state take first, in the order of the ids. A deleted customer stays as a tombstone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import BigInteger, Column, Connection, DateTime, Index, Integer, Table, Text, text
+
+from billing.db import metadata
+
+LEASE = timedelta(seconds=30)  # renewed with each read: one wait for the budget, one deadline, and room
+
+stripe_customers = Table(
+    "stripe_customers",
+    metadata,
+    Column("stripe_customer_id", Text, primary_key=True),
+    Column("deleted_at", DateTime(timezone=True)),
+    Column(
+        "heard", BigInteger, nullable=False, server_default="0"
+    ),  # counts what an answer on its way may miss
+    Column("latest_created", DateTime(timezone=True)),  # of the events that wanted a question, in Stripe's time
+    Column("wanted_at", DateTime(timezone=True)),  # a question is wanted from then on
+    Column("put", BigInteger, nullable=False, server_default="0"),  # the number of the latest question
+    Column("asking_until", DateTime(timezone=True)),  # its lease, while it is in flight
+    Column("failures", Integer, nullable=False, server_default="0"),  # of questions, in a row
+    Column("answered", BigInteger, nullable=False, server_default="0"),  # the latest question with an answer
+    Column("answered_seen", BigInteger, nullable=False, server_default="0"),  # events up to this were in it
+    Column("answered_at", DateTime(timezone=True)),
+    Index("ix_stripe_customers_wanted_at", "wanted_at", postgresql_where=text("wanted_at IS NOT NULL")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A customer whose row is locked."""
+
+    id: str
+    is_deleted: bool
+    heard: int
+    answered_seen: int
+    is_asked: bool  # a question is in flight
+
+
+_KNOW = text("""
+    INSERT INTO stripe_customers (stripe_customer_id)
+    SELECT id FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
+    ON CONFLICT DO NOTHING
+""")
+_LOCK = text("""
+    SELECT stripe_customer_id, deleted_at IS NOT NULL, heard, answered_seen, asking_until IS NOT NULL
+    FROM stripe_customers WHERE stripe_customer_id = ANY(:ids) ORDER BY stripe_customer_id FOR NO KEY UPDATE
+""")
+
+
+def lock(connection: Connection, customers: Collection[str]) -> dict[str, Customer]:
+    """Lock these customers, those never heard of included. Nobody else writes their state meanwhile."""
+    ids = sorted(customers)
+    while True:
+        locked = {row[0]: Customer(*row) for row in connection.execute(_LOCK, {"ids": ids})}
+        if len(locked) == len(ids):
+            return locked
+        connection.execute(_KNOW, {"ids": ids})  # and once more: a row may be pruned while we wait for it
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a batch of events has brought for a customer."""
+
+    customer: str
+    heard: int
+    latest_created: int | None
+    wanted: bool
+
+
+# While a question is in flight its answer, or its end, decides whether another one is wanted.
+_HEAR = text("""
+    UPDATE stripe_customers c SET
+        heard = told.heard,
+        latest_created = greatest(c.latest_created, to_timestamp(told.latest_created)),
+        wanted_at = CASE WHEN wanted AND asking_until IS NULL THEN least(c.wanted_at, clock_timestamp())
+                         ELSE c.wanted_at END
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb))
+        AS told (customer text, heard bigint, latest_created bigint, wanted boolean)
+    WHERE stripe_customer_id = told.customer
+""")
+
+
+def hear(connection: Connection, told: Iterable[Heard]) -> None:
+    """Write down what was judged, and who has to be asked about. The caller holds the locks."""
+    rows = [{name: getattr(one, name) for name in Heard.__slots__} for one in told]
+    if rows:
+        connection.execute(_HEAR, {"rows": json.dumps(rows)})
+
+
+_WANT = text("""
+    INSERT INTO stripe_customers (stripe_customer_id, wanted_at)
+    SELECT id, clock_timestamp() FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
+    ON CONFLICT (stripe_customer_id) DO UPDATE
+    SET wanted_at = least(stripe_customers.wanted_at, excluded.wanted_at)
+""")
+
+
+def want(connection: Connection, customers: Collection[str]) -> None:
+    """Have Stripe asked about these customers, whatever their events say."""
+    if customers:
+        connection.execute(_WANT, {"ids": sorted(customers)})
+
+
+# ---- putting a question
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question in flight: which one it is of its customer's, and what was known when it was put."""
+
+    customer: str
+    put: int
+    heard: int
+    latest_created: int  # Stripe's clock cannot have been earlier than this
+    seen: int  # the events up to this one had arrived
+    failures: int
+
+
+_PUT = text("""
+    WITH next AS MATERIALIZED (
+        SELECT stripe_customer_id FROM stripe_customers
+        WHERE wanted_at <= statement_timestamp()
+          AND (asking_until IS NULL OR asking_until < statement_timestamp())
+          AND (CAST(:customer AS text) IS NULL OR stripe_customer_id = :customer)
+        ORDER BY wanted_at LIMIT :most FOR UPDATE SKIP LOCKED
+    )
+    UPDATE stripe_customers SET put = put + 1, asking_until = now() + :lease, wanted_at = now() + :lease
+    FROM next WHERE stripe_customers.stripe_customer_id = next.stripe_customer_id
+    RETURNING stripe_customers.stripe_customer_id, put, heard,
+              coalesce(extract(epoch FROM latest_created)::bigint, 0), failures
+""")
+
+
+def put(
+    connection: Connection, *, seen: int, most: int, lease: timedelta = LEASE, customer: str | None = None
+) -> list[Question]:
+    """The next questions, of any customer or of this one; each is in flight until its lease ends.
+
+    `seen` is read before this: what arrives later may not be in the answer.
+    """
+    found = connection.execute(_PUT, {"most": most, "lease": lease, "customer": customer})
+    return [Question(row[0], row[1], row[2], row[3], seen, row[4]) for row in found]
+
+
+_RENEW = text("""
+    UPDATE stripe_customers SET
+        wanted_at = CASE WHEN wanted_at = asking_until THEN now() + :lease ELSE wanted_at END,
+        asking_until = now() + :lease
+    WHERE stripe_customer_id = :customer AND put = :put AND asking_until IS NOT NULL
+""")
+_NUMBERS = text("SELECT put, answered FROM stripe_customers WHERE stripe_customer_id = :customer")
+_ANSWERED = text("""
+    UPDATE stripe_customers SET
+        answered = :put, answered_seen = :seen, answered_at = clock_timestamp(),
+        asking_until = NULL, failures = 0,
+        wanted_at = CASE WHEN :again THEN clock_timestamp() WHEN wanted_at < asking_until THEN wanted_at END,
+        deleted_at = coalesce(deleted_at, CASE WHEN :deleted THEN clock_timestamp() END)
+    WHERE stripe_customer_id = :customer
+""")
+_REFUSED = text("""
+    UPDATE stripe_customers SET asking_until = NULL, wanted_at = clock_timestamp()
+    WHERE stripe_customer_id = :customer
+""")
+_FAILED = text("""
+    UPDATE stripe_customers SET
+        asking_until = NULL, failures = failures + 1, wanted_at = clock_timestamp() + :delay
+    WHERE stripe_customer_id = :customer AND put = :put
+""")
+
+
+def renew(connection: Connection, question: Question, *, lease: timedelta = LEASE) -> bool:
+    """Keep the question in flight for another lease. False if a later one has been put."""
+    values = {"customer": question.customer, "put": question.put, "lease": lease}
+    return connection.execute(_RENEW, values).rowcount == 1
+
+
+def is_latest(connection: Connection, question: Question) -> bool:
+    """Whether no later question has been put. The caller holds the lock."""
+    return numbers(connection, question.customer)[0] == question.put
+
+
+def numbers(connection: Connection, customer: str) -> tuple[int, int]:
+    """The customer's latest question, and the latest that has an answer."""
+    found = connection.execute(_NUMBERS, {"customer": customer}).one()
+    return found.put, found.answered
+
+
+def answered(connection: Connection, question: Question, *, deleted: bool, again: bool) -> None:
+    """The answer is held now; `again` when events came in that it does not settle.
+
+    Whoever wanted a question after this one was put wants another.
+    """
+    values = {"customer": question.customer, "put": question.put, "seen": question.seen}
+    connection.execute(_ANSWERED, {**values, "deleted": deleted, "again": again})
+
+
+def refused(connection: Connection, question: Question) -> None:
+    """The answer was overtaken by an event: to be put again at once."""
+    connection.execute(_REFUSED, {"customer": question.customer})
+
+
+def failed(connection: Connection, question: Question, *, delay: timedelta) -> None:
+    """No answer: to be put again after the delay. Nobody's attempts are used up by it."""
+    values = {"customer": question.customer, "put": question.put, "delay": delay}
+    connection.execute(_FAILED, values)
+
+
+# ---- for the walk
+
+_STALEST = text("""
+    SELECT t.stripe_customer_id
+    FROM tenant_config t LEFT JOIN stripe_customers c USING (stripe_customer_id)
+    WHERE t.stripe_customer_id <> '' AND c.wanted_at IS NULL
+      AND (c.answered_at IS NULL OR c.answered_at < statement_timestamp() - :older)
+    ORDER BY c.answered_at NULLS FIRST LIMIT :most
+""")
+
+
+def stalest(connection: Connection, *, older: timedelta, most: int) -> Sequence[str]:
+    """Linked customers Stripe was not asked about for this long, the longest first."""
+    return connection.scalars(_STALEST, {"older": older, "most": most}).all()
+
+
+_PRUNE = text("""
+    WITH stretch AS (
+        SELECT stripe_customer_id FROM stripe_customers WHERE stripe_customer_id > :after
+        ORDER BY stripe_customer_id LIMIT :most
+    ), strangers AS MATERIALIZED (
+        SELECT c.stripe_customer_id FROM stripe_customers c JOIN stretch USING (stripe_customer_id)
+        WHERE c.wanted_at IS NULL
+          AND NOT EXISTS (SELECT FROM tenant_config t WHERE t.stripe_customer_id = c.stripe_customer_id)
+          AND NOT EXISTS (SELECT FROM subscriptions s WHERE s.stripe_customer_id = c.stripe_customer_id)
+        ORDER BY c.stripe_customer_id FOR UPDATE OF c SKIP LOCKED
+    ), gone AS (
+        DELETE FROM stripe_customers USING strangers
+        WHERE stripe_customers.stripe_customer_id = strangers.stripe_customer_id
+    )
+    SELECT max(stripe_customer_id) FROM (SELECT stripe_customer_id FROM stretch) AS looked_at
+""")
+STRETCH = 5_000
+
+
+def prune(connection: Connection, *, after: str) -> str:
+    """Forget the next stretch's strangers: customers nobody is linked to. Where to go on; "" at the end."""
+    return connection.scalar(_PRUNE, {"after": after, "most": STRETCH}) or ""

@@ -1,0 +1,548 @@
+"""The verb: bring customers up to date, from what events carry or by asking Stripe.
+
+The only code that writes a tenant's billing state. `apply` judges a batch of claimed events and, in one
+transaction, holds what is certain, marks whom to ask about, and settles the events. `ask` puts a question
+with no transaction open, then holds the answer and settles what had arrived before it was put. Locks are
+taken in one order: customers, events, tenants.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Connection
+
+from billing import checkouts, customers, events, inbox, invoices, questions, subscriptions
+from billing.budget import ALL, Budget, Lane
+from billing.db import SYSTEM, Database
+from billing.errors import StripeFailed
+from billing.events import Event, Json
+from billing.inbox import Claimed
+from billing.invoices import Invoice
+from billing.questions import Customer, Question
+from billing.stripe_api import API_VERSION, Reading, Stripe
+from billing.subscriptions import FINAL, Held, Snapshot, Subscription, Verdict
+
+SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
+LONGEST_BACKOFF_SECONDS = 60.0
+KEY_REFUSED_SECONDS = 60.0  # how long nobody asks anything once Stripe has refused our key
+RATE_LIMITED_SECONDS = 2.0
+
+CLOSED = frozenset({"paid", "void", "uncollectible"})
+PAYING = frozenset({"active", "trialing"})
+
+log = structlog.get_logger(__name__)
+
+
+# ---- what an event says, before anything is held against it
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A claimed event, read as far as it can be; `unreadable` says why no further."""
+
+    claimed: Claimed
+    event: Event | None = None
+    snapshot: Snapshot | None = None
+    invoice: Invoice | None = None
+    unreadable: str | None = None
+
+    @property
+    def id(self) -> int:
+        """Its number in the inbox."""
+        return self.claimed.id
+
+    @property
+    def customer(self) -> str | None:
+        """Whom it is about."""
+        return self.claimed.customer
+
+    @property
+    def subscription(self) -> str | None:
+        """Which subscription it is about."""
+        if self.snapshot:
+            return self.snapshot.subscription.id
+        if self.invoice:
+            return self.invoice.subscription
+        if self.event and self.claimed.type == "checkout.session.completed":
+            return events.reference(self.event.object.get("subscription"))
+        return None
+
+
+def told(claimed: Claimed) -> Told:
+    """Read an event. One that was its worker's end too often is not touched again."""
+    if claimed.lapses >= inbox.MOST_LAPSES:
+        return Told(claimed, unreadable="its worker died with it, again and again")
+    if claimed.failures >= inbox.MOST_FAILURES:
+        return Told(claimed, unreadable="it could not be applied, again and again")
+    try:
+        event = events.read(claimed.body)
+    except events.Unreadable as e:
+        return Told(claimed, unreadable=str(e))
+    if claimed.type in events.SUBSCRIPTION:
+        return _snapshot(claimed, event)
+    if claimed.type in events.INVOICE:
+        return Told(claimed, event, invoice=invoices.read(event.object, claimed.created or 0))
+    return Told(claimed, event)
+
+
+def _snapshot(claimed: Claimed, event: Event) -> Told:
+    try:
+        subscription = subscriptions.read(event.object)
+    except subscriptions.Incomplete as e:
+        log.warning(
+            "event.incomplete", event_id=claimed.event_id, missing=str(e), api_version=event.api_version
+        )
+        return Told(claimed, event)
+    if claimed.created is None or subscription.customer != claimed.customer:
+        return Told(claimed, event)
+    fresh = claimed.sent_at is not None and claimed.sent_at - claimed.created <= subscriptions.FRESH_SECONDS
+    ours = event.api_version == API_VERSION
+    return Told(claimed, event, Snapshot(subscription, claimed.id, claimed.created, fresh, ours))
+
+
+# ---- judging a batch
+
+
+@dataclass
+class Outcome:
+    """What becomes of a batch's events, and of what is held."""
+
+    settled: list[int] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
+    later: list[int] = field(default_factory=list)
+    asking: dict[str | None, list[int]] = field(default_factory=lambda: defaultdict(list))
+    buried: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    asked: set[int] = field(default_factory=set)
+    wanted: set[str] = field(default_factory=set)
+    heard: dict[str, int] = field(default_factory=dict)
+    writes: list[subscriptions.Write] = field(default_factory=list)
+
+    def ask(self, one: Told, reason: str | None = None) -> None:
+        """Leave it to Stripe's next answer about its customer."""
+        assert one.customer
+        self.asking[reason].append(one.id)
+        self.asked.add(one.id)
+        self.wanted.add(one.customer)
+
+    def doubt(self, one: Told) -> None:
+        """It contradicts what is held: wait for what normally comes with it, then ask."""
+        if one.claimed.looks:
+            self.ask(one)
+        else:
+            self.later.append(one.id)
+
+
+def apply(db: Database, claimed: Sequence[Claimed]) -> Outcome:
+    """Bring customers up to date from the events they have, as far as those are certain."""
+    batch = [told(event) for event in claimed]
+    with db.begin(SYSTEM) as connection:
+        locked = questions.lock(connection, {one.customer for one in batch if one.customer})
+        mine = inbox.still_mine(connection, claimed)
+        batch = [one for one in batch if one.id in mine]
+        _bind(connection, batch, locked)
+        outcome = _judge(connection, batch, locked)
+        subscriptions.write(connection, outcome.writes)
+        questions.hear(connection, _heard(batch, locked, outcome))
+        _let_go(connection, outcome)
+    for reason, ids in outcome.buried.items():
+        log.error("inbox.buried", reason=reason, ids=ids)
+    return outcome
+
+
+def _let_go(connection: Connection, outcome: Outcome) -> None:
+    inbox.settle(connection, outcome.settled)
+    inbox.wait(connection, outcome.waiting)
+    inbox.look_again(connection, outcome.later, delay=SECOND_LOOK)
+    for reason, ids in outcome.asking.items():
+        inbox.ask(connection, ids, reason)
+    for reason, ids in outcome.buried.items():
+        inbox.bury(connection, ids, reason)
+
+
+def _bind(connection: Connection, batch: Sequence[Told], locked: Mapping[str, Customer]) -> None:
+    """A Checkout we opened for a tenant has made it a customer: the one way an event can link anybody."""
+    done = {
+        one.event.object_id: one
+        for one in batch
+        if one.event
+        and one.claimed.type == "checkout.session.completed"
+        and one.customer
+        and one.event.object_id
+    }
+    if not done:
+        return
+    for session, tenant in checkouts.tenants(connection, list(done)).items():
+        one = done[session]
+        assert one.event
+        assert one.customer
+        if one.event.object.get("client_reference_id") != tenant or one.customer not in locked:
+            log.error("checkout.contradicts", session=session, tenant=tenant)
+        elif customers.owners(connection, [one.customer]):
+            continue
+        elif customers.link(connection, tenant, one.customer, by="checkout"):
+            inbox.wake(connection, one.customer)
+            questions.want(connection, [one.customer])
+            log.info("customer.linked", tenant=tenant, customer=one.customer, by="checkout")
+
+
+def _judge(connection: Connection, batch: Sequence[Told], locked: Mapping[str, Customer]) -> Outcome:
+    outcome = Outcome()
+    owned = customers.owners(connection, list(locked))
+    ours = list(_for_us(batch, owned, outcome))
+    held = subscriptions.rows(connection, ids={one.subscription for one in ours if one.subscription})
+    after = {id: row.held for id, row in held.items()}
+    _fold(ours, held, locked, after, outcome)
+    merged = invoices.learn(connection, [one.invoice for one in ours if one.invoice])
+    overdue = _overdue(connection, ours, after)
+    for one in ours:
+        _settle(one, locked[str(one.customer)], after, merged, overdue, outcome)
+    return outcome
+
+
+def _for_us(batch: Sequence[Told], owned: Mapping[str, str], outcome: Outcome) -> Iterator[Told]:
+    """Those of customers that are linked; what is to become of the others is clear."""
+    for one in batch:
+        if one.customer is None and one.unreadable:
+            outcome.buried[one.unreadable].append(one.id)
+        elif one.customer is None and one.claimed.type in events.SUBSCRIPTION:
+            outcome.buried["names no customer"].append(one.id)
+        elif one.customer is None:
+            outcome.settled.append(one.id)
+        elif one.customer not in owned:
+            outcome.waiting.append(one.id)
+        else:
+            yield one
+
+
+def _fold(
+    ours: Sequence[Told],
+    rows: Mapping[str, subscriptions.Row],
+    locked: Mapping[str, Customer],
+    after: dict[str, Held],
+    outcome: Outcome,
+) -> None:
+    """Take each subscription's snapshots in. Those that ask are asked about; `after` is what is held then."""
+    by_subscription: dict[str, list[Told]] = defaultdict(list)
+    for one in ours:
+        if one.snapshot and not _is_answered(one, locked[str(one.customer)]):
+            by_subscription[one.snapshot.subscription.id].append(one)
+    for id, ones in by_subscription.items():
+        customer, row = locked[str(ones[0].customer)], rows.get(id)
+        if customer.is_deleted:
+            continue
+        folded = subscriptions.fold(row.held if row else None, [one.snapshot for one in ones if one.snapshot])
+        heard = row.heard if row else 0
+        if folded.heard and customer.is_asked:  # whoever is asking must learn that this came in between
+            heard = outcome.heard[customer.id] = outcome.heard.get(customer.id, customer.heard) + 1
+        if folded.held and (not row or folded.held != row.held or heard != row.heard):
+            outcome.writes.append(subscriptions.Write(id, folded.held, heard, folded.merged))
+        if folded.held:
+            after[id] = folded.held
+        for one in ones:
+            if folded.verdicts[one.id] is Verdict.ASK:
+                outcome.ask(one)
+
+
+def _is_answered(one: Told, customer: Customer) -> bool:
+    """Whether Stripe was asked after this event had arrived, and what it answered is held."""
+    return one.id <= customer.answered_seen
+
+
+def _overdue(connection: Connection, ours: Sequence[Told], after: Mapping[str, Held]) -> set[str]:
+    """The delinquent subscriptions among these of which the invoice that made them so is known."""
+    delinquent = {
+        one.subscription
+        for one in ours
+        if (held := after.get(one.subscription or "")) and held.status in subscriptions.DELINQUENT
+    }
+    if not delinquent:
+        return set()
+    still_open = invoices.still_open(connection, [id for id in delinquent if id])
+    return {invoice.subscription for invoice in still_open if invoice.is_overdue}
+
+
+def _settle(
+    one: Told,
+    customer: Customer,
+    after: Mapping[str, Held],
+    merged: Mapping[str, Invoice],
+    overdue: set[str],
+    outcome: Outcome,
+) -> None:
+    """What becomes of one event, now that the whole batch is taken in."""
+    held = after.get(one.subscription or "")
+    if one.id in outcome.asked:
+        return
+    if one.unreadable:
+        outcome.ask(one, one.unreadable)
+    elif customer.is_deleted or _is_answered(one, customer):
+        outcome.settled.append(one.id)
+    elif one.claimed.type == events.CUSTOMER_DELETED or _is_incomplete(one):
+        outcome.ask(one)
+    elif one.subscription and (
+        held is None
+        or (one.invoice and _contradicts(merged[one.invoice.id], held))
+        or (held.status in subscriptions.DELINQUENT and one.subscription not in overdue)
+    ):
+        outcome.doubt(one)
+    else:
+        outcome.settled.append(one.id)
+
+
+def _is_incomplete(one: Told) -> bool:
+    return one.claimed.type in events.SUBSCRIPTION and one.snapshot is None
+
+
+def _contradicts(invoice: Invoice, held: Held) -> bool:
+    """Whether the subscription should have moved on with its invoice."""
+    if invoice.status in CLOSED:
+        return held.status in subscriptions.DELINQUENT or held.status == "incomplete"
+    return invoice.is_overdue and held.status in PAYING
+
+
+def _heard(
+    batch: Sequence[Told], locked: Mapping[str, Customer], outcome: Outcome
+) -> Iterator[questions.Heard]:
+    for id in sorted(outcome.wanted | outcome.heard.keys()):
+        created = [one.claimed.created or 0 for one in batch if one.customer == id]
+        heard = outcome.heard.get(id, locked[id].heard)
+        yield questions.Heard(id, heard, max(created), id in outcome.wanted)
+
+
+# ---- asking
+
+
+@dataclass
+class Answer:
+    """All Stripe says of a customer, each subscription with the time of the page it stood on."""
+
+    subscriptions: dict[str, tuple[Subscription, int, int]] = field(default_factory=dict)
+    invoices: list[Invoice] = field(default_factory=list)
+    is_deleted: bool = False
+
+
+def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: Lane = "background") -> bool:
+    """Bring one customer up to date by what Stripe says. False if it has to be asked again."""
+    try:
+        answer = _Reader(db, stripe, budget, question, lane).answer()
+    except StripeFailed as e:
+        _failed(db, budget, question, e)
+        return False
+    return hold(db, question, answer)
+
+
+def hold(db: Database, question: Question, answer: Answer) -> bool:
+    """Write an answer unless a later question or a newer event has overtaken it; settle what it settles."""
+    with db.begin(SYSTEM) as connection:
+        questions.lock(connection, [question.customer])
+        if not questions.is_latest(connection, question):
+            return False
+        rows = subscriptions.rows(connection, ids=answer.subscriptions, customers=[question.customer])
+        overtaken = {id for id, row in rows.items() if row.heard > question.heard}
+        writes = list(_answered(answer, rows, overtaken))
+        if overtaken:
+            questions.refused(connection, question)
+        else:
+            _finish(connection, question, answer)
+        invoices.learn(connection, answer.invoices)
+        subscriptions.write(connection, writes)
+    log.info("question.answered", customer=question.customer, put=question.put, again=bool(overtaken))
+    return not overtaken
+
+
+def _finish(connection: Connection, question: Question, answer: Answer) -> None:
+    for _, event_id, reason in inbox.answered(connection, question.customer, seen=question.seen):
+        if reason is not None:
+            log.error("inbox.buried", event_id=event_id, reason=reason, customer=question.customer)
+    again = inbox.is_asking(connection, question.customer)
+    questions.answered(connection, question, deleted=answer.is_deleted, again=again)
+
+
+def _answered(
+    answer: Answer, rows: Mapping[str, subscriptions.Row], overtaken: set[str]
+) -> Iterator[subscriptions.Write]:
+    for id, (subscription, asked, until) in answer.subscriptions.items():
+        row, status = rows.get(id), subscription.facts.status
+        if id in overtaken or (row and row.held.is_final and status not in FINAL):
+            continue
+        held = Held(status, subscription.facts.digest(), asked, until, "answer")
+        changed = row is None or row.held.digest != held.digest
+        yield subscriptions.Write(id, held, row.heard if row else 0, subscription if changed else None)
+
+
+def _failed(db: Database, budget: Budget, question: Question, failure: StripeFailed) -> None:
+    """Nobody's attempts are used up: it is asked again, later and later, for as long as it takes."""
+    if failure.reason == "key_refused":
+        log.error("stripe.key_refused", advice="check STRIPE_SECRET_KEY and what the key may read")
+        budget.pause(ALL, KEY_REFUSED_SECONDS)
+    elif failure.reason == "rate_limited":
+        budget.pause(ALL, RATE_LIMITED_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  # spreads, hides nothing
+    delay = timedelta(0) if failure.reason == "stopping" else backoff(question.failures)
+    with db.begin(SYSTEM) as connection:
+        questions.failed(connection, question, delay=delay)
+    log.warning(
+        "question.failed", customer=question.customer, reason=failure.reason, failures=question.failures + 1
+    )
+
+
+def backoff(failures: int) -> timedelta:
+    """Twice as long each time, up to a minute, and never in step with others."""
+    seconds = min(LONGEST_BACKOFF_SECONDS, 2.0 ** min(failures, 10))
+    return timedelta(seconds=seconds * random.uniform(0.5, 1.0))  # noqa: S311  # spreads, hides nothing
+
+
+class _Reader:
+    """Reads a customer from Stripe, one counted request at a time, with no transaction open."""
+
+    def __init__(self, db: Database, stripe: Stripe, budget: Budget, question: Question, lane: Lane) -> None:
+        self._db = db
+        self._stripe = stripe
+        self._budget = budget
+        self._question = question
+        self._lane = lane
+        self._found = Answer()
+
+    def answer(self) -> Answer:
+        """Everything that is kept of the customer."""
+        held, still_open = self._known()
+        for page in self._pages("subscriptions.list", self._stripe.subscriptions_of, self._question.customer):
+            for thing in page.things:
+                self._add(thing, page)
+        for id, row in held.items():  # a row missing from a list is no proof
+            if id not in self._found.subscriptions and not row.held.is_final:
+                self._add_one(id)
+        self._add_overdue(still_open)
+        if all(one.facts.status in FINAL for one, *_ in self._found.subscriptions.values()):
+            customer = self._one("customers.retrieve", self._stripe.customer, self._question.customer)
+            self._found.is_deleted = customer is not None and customer.things[0].get("deleted") is True
+        return self._found
+
+    def _known(self) -> tuple[dict[str, subscriptions.Row], list[Invoice]]:
+        with self._db.begin(SYSTEM) as connection:
+            held = subscriptions.rows(connection, customers=[self._question.customer])
+            return held, invoices.still_open(connection, list(held))
+
+    def _add(self, thing: Json, page: Reading) -> None:
+        items, asked, answered = None, page.asked, page.answered
+        listed = thing.get("items")
+        if isinstance(listed, dict) and listed.get("has_more"):
+            items = []
+            for more in self._pages("subscription_items.list", self._stripe.items_of, str(thing.get("id"))):
+                items += more.things
+                asked, answered = min(asked, more.asked), max(answered, more.answered)
+        asked = max(asked, self._question.latest_created)
+        try:
+            subscription = subscriptions.read(thing, items)
+        except subscriptions.Incomplete as e:
+            log.warning("stripe.incomplete", customer=self._question.customer, missing=str(e))
+            raise StripeFailed("nonsense") from e
+        self._found.subscriptions[subscription.id] = (subscription, asked, max(asked, answered))
+        latest = thing.get("latest_invoice")
+        self._add_invoice(latest if isinstance(latest, dict) else {}, asked)
+
+    def _add_one(self, id: str) -> None:
+        page = self._one("subscriptions.retrieve", self._stripe.subscription, id)
+        if page is None:
+            log.warning("stripe.unknown_subscription", subscription=id, customer=self._question.customer)
+        else:
+            self._add(page.things[0], page)
+
+    def _add_overdue(self, still_open: Iterable[Invoice]) -> None:
+        """Since when the delinquent are so: their open invoices, and what became of those we thought open."""
+        delinquent = {
+            id
+            for id, (one, *_) in self._found.subscriptions.items()
+            if one.facts.status in subscriptions.DELINQUENT
+        }
+        listed = set()
+        for id in sorted(delinquent):
+            for page in self._pages("invoices.list", self._stripe.open_invoices_of, id):
+                for thing in page.things:
+                    self._add_invoice(thing, page.asked)
+                    listed.add(thing.get("id"))
+        for invoice in still_open:
+            if invoice.subscription in delinquent and invoice.id not in listed:
+                one = self._one("invoices.retrieve", self._stripe.invoice, invoice.id)
+                self._add_invoice(one.things[0] if one else {}, one.asked if one else 0)
+
+    def _add_invoice(self, thing: Json, as_of: int) -> None:
+        if invoice := invoices.read(thing, as_of):
+            self._found.invoices.append(invoice)
+
+    def _pages(
+        self, endpoint: str, read: Callable[[str, str | None], Reading | None], of: str
+    ) -> Iterator[Reading]:
+        after: str | None = None
+        while True:
+            self._spend(endpoint)
+            page = read(of, after)
+            if page is None:
+                return
+            yield page
+            if not page.has_more or not page.things:
+                return
+            after = str(page.things[-1].get("id"))
+
+    def _one(self, endpoint: str, read: Callable[[str], Reading | None], id: str) -> Reading | None:
+        self._spend(endpoint)
+        return read(id)
+
+    def _spend(self, endpoint: str) -> None:
+        self._budget.spend(endpoint, self._lane)
+        with self._db.begin(SYSTEM) as connection:
+            if not questions.renew(connection, self._question):
+                raise StripeFailed("overtaken")
+
+
+# ---- for those who wait
+
+
+def now(db: Database, stripe: Stripe, budget: Budget, customer: str, *, patience: float = 15.0) -> bool:
+    """Ask about this customer while somebody waits. False if no answer that began after this call is held."""
+    with db.begin(SYSTEM) as connection:
+        questions.want(connection, [customer])
+        before, _ = questions.numbers(connection, customer)
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        with db.begin(SYSTEM) as connection:
+            seen = inbox.newest(connection)
+            put = questions.put(connection, seen=seen, most=1, customer=customer)
+        for question in put:
+            if ask(db, stripe, budget, question, "waiting"):
+                return True
+        with db.begin(SYSTEM) as connection:
+            _, answered = questions.numbers(connection, customer)
+        if answered > before:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool = False) -> int | None:
+    """Make the customer the tenant's, wake its events, and have Stripe asked. None if the tenant has another.
+
+    Under the customer's lock: an event either finds its owner, or waits already and is woken here.
+    """
+    with db.begin(SYSTEM) as connection:
+        questions.lock(connection, [customer])
+        customers.link(connection, tenant_id, customer, by=by, replace=replace)
+        if customer not in customers.owners(connection, [customer]):
+            return None
+        questions.want(connection, [customer])
+        woken = inbox.wake(connection, customer)
+    log.info("customer.linked", tenant=tenant_id, customer=customer, by=by)
+    return woken
+
+
+def replay(connection: Connection, choice: inbox.Choice, *, after: int) -> int:
+    """Make events due again and have Stripe asked about their customers: a replay is there to repair."""
+    concerned = inbox.customers(connection, choice, after=after)
+    questions.want(connection, customers.owners(connection, concerned))
+    return inbox.replay(connection, choice, after=after)

@@ -1,0 +1,274 @@
+"""The door for time: `python -m billing.worker` claims events, applies them, puts questions, and does the
+chores.
+
+One thread claims and applies; a few more wait for Stripe. Any number of such processes may run, on any number
+of machines. A killed one costs the lease of what it held. SIGTERM: claim nothing more, finish, go; a second
+one goes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from billing import chores, config, inbox, questions, reconcile, schema, sync, telemetry, wiring
+from billing.budget import Budget
+from billing.db import SYSTEM, Database, UnsafeRole
+from billing.errors import ServiceUnavailable, StripeFailed
+from billing.inbox import Claimed
+from billing.questions import Question
+from billing.telemetry import observed
+from billing.wiring import Billing
+
+LEASE = timedelta(seconds=20)
+BATCH = 200
+ASKING = 8  # questions in flight per process; the budget, not this, is what limits them
+IDLE_SECONDS = 0.2  # an event that arrives is seen within this
+AWAY_SECONDS = 0.5  # between two tries while the database is away
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """A process's share of the work."""
+
+    def __init__(self, billing: Billing, *, lease: timedelta = LEASE, batch: int = BATCH) -> None:
+        self._billing = billing
+        self._db = billing.db
+        self._lease = lease
+        self._batch = batch
+        self._stopping = threading.Event()
+        self._budget = Budget(billing.db, billing.settings.billing_stripe_reads_per_second, self._stopping)
+        self._askers = ThreadPoolExecutor(ASKING, thread_name_prefix="asking")
+        self._in_flight: set[Future[Any]] = set()
+        self._pruned_to = ""
+        self._chores = self._list_chores()
+
+    def _list_chores(self) -> list[Chore]:
+        def undelivered() -> None:
+            self._start(self._fetch_undelivered)
+
+        return [
+            Chore("sweep", timedelta(seconds=30), self._in_transaction(inbox.sweep)),
+            Chore("prune", timedelta(minutes=10), self._prune),
+            Chore("walk", timedelta(minutes=1), lambda: reconcile.walk(self._db)),
+            Chore("undelivered", timedelta(minutes=5), undelivered),
+        ]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it has been told to end."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` returns when what was begun is finished."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        log.info("worker.ready", pid=os.getpid())
+        self._wait_for_the_schema()
+        while not self._stopping.is_set():
+            try:
+                pause = 0.0 if self.work() else IDLE_SECONDS
+            except ServiceUnavailable as e:
+                log.warning("worker.waiting", outcome=e.outcome)
+                pause = AWAY_SECONDS
+            except UnsafeRole:
+                raise
+            except Exception:  # one fault must not end it; what it held comes back after the lease
+                log.exception("worker.failed")
+                pause = AWAY_SECONDS
+            if pause:
+                self._stopping.wait(pause)
+        self.finish()
+        log.info("worker.stopped", pid=os.getpid())
+
+    def finish(self) -> None:
+        """Wait for the questions in flight."""
+        self._askers.shutdown(wait=True)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question of ours is in flight."""
+        return any(not future.done() for future in self._in_flight)
+
+    def _wait_for_the_schema(self) -> None:
+        """A release may still be migrating; what fails for want of a column is no event's fault."""
+        while not self._stopping.is_set():
+            try:
+                with self._db.begin(SYSTEM) as connection:
+                    if schema.is_current(connection):
+                        return
+                log.warning("worker.waiting", outcome="schema_unavailable")
+            except ServiceUnavailable as e:
+                log.warning("worker.waiting", outcome=e.outcome)
+            self._stopping.wait(AWAY_SECONDS)
+
+    def work(self) -> bool:
+        """One round: what is due, and who must be asked about. False if there was neither."""
+        claimed, asked = self._claim()
+        for question in asked:
+            self._start(self._ask, question)
+        if claimed:
+            self._apply(claimed)
+        for chore in self._chores:
+            chore.do(self._db)
+        return bool(claimed or asked)
+
+    # ---- events
+
+    def _claim(self) -> tuple[list[Claimed], list[Question]]:
+        self._in_flight = {future for future in self._in_flight if not future.done()}
+        free = ASKING - len(self._in_flight)
+        with self._db.begin(SYSTEM) as connection:
+            asked: list[Question] = []
+            if free > 0:
+                seen = inbox.newest(connection)
+                asked = questions.put(connection, seen=seen, most=free)
+            return inbox.claim(connection, most=self._batch, lease=self._lease), asked
+
+    @observed("worker.apply")
+    def _apply(self, claimed: Sequence[Claimed]) -> None:
+        """Apply a batch. If it fails as a whole, one of it is at fault: each of it alone."""
+        telemetry.follow(event.trace for event in claimed)
+        began = time.monotonic()
+        try:
+            self._patiently(lambda: sync.apply(self._db, claimed))
+        except ServiceUnavailable:
+            raise  # the lease brings them back
+        except Exception as e:
+            if len(claimed) == 1:
+                self._fail(claimed[0], e)
+            else:
+                log.warning("inbox.batch_failed", events=len(claimed), kind=type(e).__name__)
+                for event in claimed:
+                    self._apply([event])
+        else:
+            log.info("inbox.applied", events=len(claimed), ms=round((time.monotonic() - began) * 1000, 1))
+
+    def _fail(self, event: Claimed, fault: Exception) -> None:
+        log.error("event.failed", event_id=event.event_id, failures=event.failures + 1, exc_info=fault)
+        with self._db.begin(SYSTEM) as connection:
+            delay = sync.backoff(event.failures)
+            inbox.fail(connection, event, reason=type(fault).__name__, delay=delay)
+
+    def _patiently(self, work: Callable[[], object]) -> None:
+        """Try again while the database is away, for as long as the lease surely lasts."""
+        until = time.monotonic() + self._lease.total_seconds() / 2
+        while True:
+            try:
+                work()
+                return
+            except ServiceUnavailable:
+                if time.monotonic() > until or self._stopping.wait(AWAY_SECONDS):
+                    raise
+
+    # ---- questions
+
+    def _start(self, task: Callable[..., object], *arguments: object) -> None:
+        self._in_flight.add(self._askers.submit(self._safely, task, *arguments))
+
+    def _safely(self, task: Callable[..., object], *arguments: object) -> None:
+        """A thread's task: what goes wrong is logged, and what it leased comes back by itself."""
+        try:
+            task(*arguments)
+        except ServiceUnavailable as e:
+            log.warning("worker.waiting", outcome=e.outcome)
+        except Exception:
+            log.exception("worker.failed")
+
+    @observed("worker.ask")
+    def _ask(self, question: Question) -> None:
+        sync.ask(self._db, self._billing.stripe, self._budget, question)
+
+    # ---- chores
+
+    def _in_transaction(self, work: Callable[[Connection], int]) -> Callable[[], int]:
+        def inner() -> int:
+            with self._db.begin(SYSTEM) as connection:
+                return work(connection)
+
+        return inner
+
+    def _prune(self) -> None:
+        """In small batches, each its own transaction, until something is not old enough."""
+        after: int | None = 0
+        while after is not None and not self._stopping.is_set():
+            with self._db.begin(SYSTEM) as connection:
+                after = inbox.prune(connection, after=after)
+        with self._db.begin(SYSTEM) as connection:
+            self._pruned_to = questions.prune(connection, after=self._pruned_to)
+
+    @observed("worker.fetch_undelivered")
+    def _fetch_undelivered(self) -> None:
+        try:
+            livemode = self._billing.settings.livemode
+            reconcile.undelivered(self._db, self._billing.stripe, self._budget, livemode=livemode)
+        except StripeFailed as e:
+            log.warning("reconcile.failed", reason=e.reason)
+
+
+class Chore:
+    """Something done every so often, by whichever worker comes first."""
+
+    def __init__(self, name: str, every: timedelta, work: Callable[[], object]) -> None:
+        self._name = name
+        self._every = every
+        self._work = work
+        self._next_look = 0.0  # this process's own clock; whose turn it is the database knows
+
+    def do(self, db: Database) -> None:
+        """Do it if it is due and nobody else has."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._every.total_seconds()
+        with db.begin(SYSTEM) as connection:
+            is_ours = chores.take(connection, self._name, self._every)
+        if is_ours:
+            self._work()
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    telemetry.configure_logging()
+    try:
+        billing = wiring.build(config.load())
+    except config.SettingsError as e:
+        sys.exit(str(e))
+    telemetry.start()
+    worker = Worker(billing)
+    end_on_signals(worker)
+    try:
+        worker.run()
+    except UnsafeRole as e:
+        sys.exit(str(e))
+    finally:
+        billing.db.close()
+        telemetry.stop()
+
+
+def end_on_signals(worker: Worker) -> None:
+    """The first signal lets it finish, the second does not."""
+
+    def end(number: int, _frame: object) -> None:
+        if worker.is_stopping:
+            os._exit(128 + number)
+        worker.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""`flask billing …`: what operators see of the inbox, replay, and link."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from click.testing import Result
+from flask.testing import FlaskClient
+
+from billing import inbox
+from billing.db import SYSTEM, Database
+from sandbox.server import Control
+from tests.conftest import SIGNING_SECRET, MakeApp, create_customer, link, rows
+from tests.deliveries import (
+    a_subscription,
+    a_worker,
+    an_event,
+    at_stripe,
+    deliver,
+    keep,
+    signature,
+    subscribe,
+    take_in,
+    until_quiet,
+)
+
+AT = 1_790_000_000
+UPDATED = "customer.subscription.updated"
+NO_WAY_TO_STRIPE = {"STRIPE_API_BASE": "http://127.0.0.1:9"}
+
+
+def say(make_app: MakeApp, *words: str, **settings: str) -> Result:
+    return make_app(**settings).test_cli_runner().invoke(args=["billing", *words])
+
+
+def tell(database: Database, customer: str, *, kind: str = UPDATED, at: int = AT, late: int = 0) -> str:
+    event = an_event(kind, a_subscription(customer), created=at)
+    keep(database, event, late=late)
+    return str(event["id"])
+
+
+def bury(database: Database, event: str, reason: str) -> None:
+    with database.begin(SYSTEM) as connection:
+        [row] = rows(database, "SELECT id FROM inbox WHERE event_id = :event", event=event)
+        inbox.bury(connection, [row["id"]], reason)
+
+
+def states(database: Database) -> dict[str, str]:
+    return {row["event_id"]: row["state"] for row in rows(database, "SELECT event_id, state FROM inbox")}
+
+
+# ---- inbox
+
+
+def test_an_empty_inbox_says_so(make_app: MakeApp) -> None:
+    result = say(make_app, "inbox")
+
+    assert (result.exit_code, result.output) == (0, "Nothing is under way.\n")
+
+
+def test_the_inbox_counts_and_says_how_old_the_oldest_is(
+    make_app: MakeApp, database: Database, acme: str, customer: str
+) -> None:
+    tell(database, customer, late=3600)
+    tell(database, "cus_of_nobody")
+    take_in(database)
+    for _ in range(3):
+        tell(database, customer)
+    rows(
+        database,
+        "UPDATE inbox SET received_at = received_at - interval '2 hours' WHERE state = 'due' RETURNING 1",
+    )
+
+    lines = say(make_app, "inbox").output.splitlines()
+
+    assert [line.split()[:2] for line in lines] == [["asking", "1"], ["due", "3"], ["waiting", "1"]]
+    assert "oldest 2:00:0" in lines[1]
+
+
+def test_failures_are_grouped_by_reason(make_app: MakeApp, database: Database) -> None:
+    for _ in range(2):
+        bury(database, tell(database, "cus_1"), "is not JSON")
+    bury(database, tell(database, "cus_1", kind="invoice.paid"), "names no customer")
+
+    output = say(make_app, "inbox").output
+
+    assert "buried          2   is not JSON (customer.subscription.updated)" in output
+    assert "buried          1   names no customer (invoice.paid)" in output
+
+
+def test_the_secrets_in_use_are_told_apart_by_their_place_and_not_printed(
+    make_app: MakeApp, client: FlaskClient
+) -> None:
+    deliver(client, an_event(UPDATED, a_subscription("cus_1")))
+    secrets = f"whsec_the_new_one_of_two,{SIGNING_SECRET}"
+
+    output = say(make_app, "inbox", STRIPE_WEBHOOK_SECRET=secrets).output
+
+    assert "signed with secret 2 of 2: 1 of the last 1000" in output
+    assert "whsec_" not in output
+
+
+def test_a_secret_that_is_gone_from_the_settings_is_still_noticed(
+    make_app: MakeApp, database: Database
+) -> None:
+    old = "whsec_which_was_rolled_away"
+    before = make_app(STRIPE_WEBHOOK_SECRET=old).test_client()
+    event = b'{"id": "evt_of_the_old_secret", "type": "customer.updated"}'
+    deliver(before, event, Stripe_Signature=signature(event, secret=old))
+
+    assert "signed with a secret that is no longer configured: 1" in say(make_app, "inbox").output
+
+
+# ---- replay
+
+
+def test_a_replay_without_a_choice_is_refused(make_app: MakeApp, database: Database) -> None:
+    event = tell(database, "cus_1")
+    bury(database, event, "no reason")
+
+    result = say(make_app, "replay")
+
+    assert result.exit_code == 2
+    assert states(database) == {event: "buried"}
+
+
+@pytest.fixture
+def two_days(database: Database) -> dict[str, str]:
+    """Four settled events by what sets them apart: type, tenant, day, failure."""
+    link(database, "t_acme", "cus_acme")
+    events = {
+        "type": tell(database, "cus_1", kind="invoice.paid"),
+        "tenant": tell(database, "cus_acme"),
+        "old": tell(database, "cus_1"),
+        "failed": tell(database, "cus_1"),
+    }
+    rows(database, "UPDATE inbox SET state = 'settled', settled_at = now() RETURNING 1")
+    rows(
+        database,
+        "UPDATE inbox SET received_at = '2026-01-02T03:00Z' WHERE event_id = :event RETURNING 1",
+        event=events["old"],
+    )
+    bury(database, events["failed"], "no reason")
+    return events
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        (["--type", "invoice.paid"], {"type"}),
+        (["--tenant", "t_acme"], {"tenant"}),
+        (["--until", "2026-01-02T03:00:01"], {"old"}),
+        (["--since", "2026-01-02T03:00:01"], {"type", "tenant", "failed"}),
+        (["--since", "2026-01-02T03:00:00", "--until", "2026-01-02T03:00:01"], {"old"}),
+        (["--until", "2026-01-02T03:00:00"], set()),
+        (["--failed"], {"failed"}),
+        (["--failed", "--type", "invoice.paid"], set()),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_replay_takes_what_fits_everything_that_is_said(
+    make_app: MakeApp, database: Database, two_days: dict[str, str], words: list[str], chosen: set[str]
+) -> None:
+    result = say(make_app, "replay", *words)
+
+    assert result.output == f"{len(chosen)} events are due again.\n"
+    assert {name for name, event in two_days.items() if states(database)[event] == "due"} == chosen
+
+
+def test_a_replay_by_id_takes_those_alone(
+    make_app: MakeApp, database: Database, two_days: dict[str, str]
+) -> None:
+    say(make_app, "replay", two_days["old"], two_days["failed"], "evt_unknown")
+
+    due = {name for name, event in two_days.items() if states(database)[event] == "due"}
+    assert due == {"old", "failed"}
+
+
+def test_a_tenant_without_a_customer_has_nothing_to_replay(make_app: MakeApp, database: Database) -> None:
+    result = say(make_app, "replay", "--tenant", "t_nobody")
+
+    assert (result.exit_code, result.output) == (1, "Error: This tenant has no Stripe customer.\n")
+
+
+def test_a_replay_leaves_alone_what_is_under_way(
+    make_app: MakeApp, database: Database, acme: str, customer: str
+) -> None:
+    asking = tell(database, customer, late=3600)
+    take_in(database)
+    due = tell(database, customer)
+
+    result = say(make_app, "replay", asking, due)
+
+    assert result.output == "0 events are due again.\n"
+    assert states(database) == {asking: "asking", due: "due"}
+
+
+def test_what_was_buried_is_settled_after_a_replay(
+    make_app: MakeApp, environ: dict[str, str], database: Database, acme: str, customer: str, sandbox: Control
+) -> None:
+    """Its events may be beyond reading: Stripe is asked about their customers, too."""
+    id = subscribe(sandbox, customer)["id"]
+    event = tell(database, customer)
+    bury(database, event, "no reason")
+
+    say(make_app, "replay", "--failed")
+    with a_worker(environ) as worker:
+        until_quiet(worker)
+
+    assert states(database)[event] == "settled"
+    held = rows(database, "SELECT status FROM subscriptions WHERE stripe_subscription_id = :id", id=id)
+    assert held == [{"status": "active"}]
+
+
+def test_a_worker_that_still_holds_a_replayed_event_can_no_longer_settle_it(
+    make_app: MakeApp, database: Database, acme: str, customer: str
+) -> None:
+    event = tell(database, customer)
+    with database.begin(SYSTEM) as connection:
+        claimed = inbox.claim(connection, most=1, lease=timedelta(seconds=20))
+    bury(database, event, "by hand")
+    say(make_app, "replay", event)
+
+    with database.begin(SYSTEM) as connection:
+        assert inbox.still_mine(connection, claimed) == set()
+
+
+def test_a_replay_goes_through_the_whole_inbox_piece_by_piece(
+    make_app: MakeApp, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "REPLAYED_AT_ONCE", 7)
+    for _ in range(20):
+        bury(database, tell(database, "cus_1"), "no reason")
+
+    assert say(make_app, "replay", "--failed").output == "20 events are due again.\n"
+
+
+# ---- tenants link
+
+
+def test_linking_brings_the_tenant_up_to_date(
+    make_app: MakeApp, database: Database, customer: str, sandbox: Control
+) -> None:
+    subscribe(sandbox, customer)
+    tell(database, customer)
+    take_in(database)
+
+    result = say(make_app, "tenants", "link", "t_acme", customer)
+
+    assert result.exit_code == 0
+    assert result.output == f"t_acme is linked to {customer} and is up to date; 1 events had waited for it.\n"
+    assert rows(database, "SELECT status FROM subscriptions") == [{"status": "active"}]
+    assert rows(database, "SELECT tenant_id, linked_by FROM tenant_links") == [
+        {"tenant_id": "t_acme", "linked_by": "command"}
+    ]
+
+
+def test_a_customer_of_another_tenant_is_refused(
+    make_app: MakeApp, database: Database, acme: str, customer: str
+) -> None:
+    result = say(make_app, "tenants", "link", "t_globex", customer, "--replace")
+
+    assert result.exit_code == 1
+    assert "linked to another tenant" in result.output
+    assert rows(database, "SELECT tenant_id FROM tenant_config") == [{"tenant_id": acme}]
+
+
+def test_a_tenants_customer_is_replaced_on_request_only(
+    make_app: MakeApp, database: Database, acme: str, sandbox: Control
+) -> None:
+    new = create_customer(sandbox)
+
+    refused = say(make_app, "tenants", "link", acme, new)
+    done = say(make_app, "tenants", "link", acme, new, "--replace")
+
+    assert (refused.exit_code, done.exit_code) == (1, 0)
+    assert "--replace" in refused.output
+    assert rows(database, "SELECT stripe_customer_id AS c FROM tenant_config") == [{"c": new}]
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["unknown", "deleted"])
+def test_a_customer_stripe_does_not_know_is_refused(
+    make_app: MakeApp, database: Database, customer: str, sandbox: Control, deleted: bool
+) -> None:
+    if deleted:
+        at_stripe(sandbox, "DELETE", f"customers/{customer}")
+
+    result = say(make_app, "tenants", "link", "t_acme", customer if deleted else "cus_unknown")
+
+    assert result.exit_code == 1
+    assert "Stripe knows no such customer" in result.output
+    assert rows(database, "SELECT FROM tenant_config") == []
+
+
+def test_an_id_of_something_else_is_refused_without_asking(make_app: MakeApp, database: Database) -> None:
+    result = say(make_app, "tenants", "link", "t_acme", "sub_1", **NO_WAY_TO_STRIPE)
+
+    assert result.exit_code == 2
+
+
+def test_without_stripe_nobody_is_linked_and_the_operator_is_told(
+    make_app: MakeApp, database: Database, customer: str
+) -> None:
+    result = say(make_app, "tenants", "link", "t_acme", customer, **NO_WAY_TO_STRIPE)
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert "Traceback" not in result.output
+    assert rows(database, "SELECT FROM tenant_config") == []
