@@ -70,9 +70,11 @@ def _customer(found: psycopg.Cursor[tuple[str | None]]) -> str | None:
     return (row[0] or None) if row else None
 
 
-_OWNERS = text(
-    "SELECT stripe_customer_id, tenant_id FROM tenant_config WHERE stripe_customer_id = ANY(:customers)"
-)
+# Not the empty ids: without saying so, a long list of customers would not find the index that leaves them out.
+_OWNERS = text("""
+    SELECT stripe_customer_id, tenant_id FROM tenant_config
+    WHERE stripe_customer_id = ANY(:customers) AND stripe_customer_id <> ''
+""")
 _LINK = text("""
     INSERT INTO tenant_config AS t (tenant_id, stripe_customer_id) VALUES (:tenant, :customer)
     ON CONFLICT (tenant_id) DO UPDATE

@@ -242,7 +242,10 @@ _PRUNE = text("""
     ), strangers AS MATERIALIZED (
         SELECT c.stripe_customer_id FROM stripe_customers c JOIN stretch USING (stripe_customer_id)
         WHERE c.wanted_at IS NULL
-          AND NOT EXISTS (SELECT FROM tenant_config t WHERE t.stripe_customer_id = c.stripe_customer_id)
+          AND NOT EXISTS (
+              SELECT FROM tenant_config t
+              WHERE t.stripe_customer_id = c.stripe_customer_id AND t.stripe_customer_id <> ''
+          )
           AND NOT EXISTS (SELECT FROM subscriptions s WHERE s.stripe_customer_id = c.stripe_customer_id)
         ORDER BY c.stripe_customer_id FOR UPDATE OF c SKIP LOCKED
     ), gone AS (

@@ -263,11 +263,21 @@ class Folded:
         return not HEARD.isdisjoint(self.verdicts.values())
 
 
-def fold(held: Held | None, snapshots: Iterable[Snapshot]) -> Folded:
-    """Take them in as they were made, each judged by what the one before it left."""
+def fold(held: Held | None, snapshots: Iterable[Snapshot], answered_seen: int = 0) -> Folded:
+    """Take them in as they were made, each judged by what the one before it left.
+
+    Those up to number `answered_seen` had arrived before the question whose answer is held: they are in it.
+    """
     merged: Subscription | None = None
     verdicts: dict[int, Verdict] = {}
-    for snapshot in sorted(snapshots, key=lambda snapshot: (snapshot.created, snapshot.event)):
+    in_order = sorted(snapshots, key=lambda snapshot: (snapshot.created, snapshot.event))
+    for snapshot in in_order:
+        if snapshot.event <= answered_seen:
+            verdicts[snapshot.event] = Verdict.OLDER
+            held = _read_after(held, snapshot.created)
+    for snapshot in in_order:
+        if snapshot.event <= answered_seen:
+            continue
         judged = verdicts[snapshot.event] = verdict(held, snapshot)
         if judged in (Verdict.NEWER, Verdict.FINAL):
             merged, facts = snapshot.subscription, snapshot.subscription.facts
@@ -276,6 +286,13 @@ def fold(held: Held | None, snapshots: Iterable[Snapshot]) -> Folded:
             later = max(held.as_of, snapshot.created)
             held = replace(held, as_of=later, as_of_end=later)
     return Folded(held, merged, verdicts)
+
+
+def _read_after(held: Held | None, created: int) -> Held | None:
+    """What is held: an answer is no older than an event it was read after."""
+    if not held or held.source != "answer" or created <= held.as_of:
+        return held
+    return replace(held, as_of=created, as_of_end=max(created, held.as_of_end))
 
 
 # ---- the tables

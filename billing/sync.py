@@ -231,13 +231,14 @@ def _fold(
     """Take each subscription's snapshots in. Those that ask are asked about; `after` is what is held then."""
     by_subscription: dict[str, list[Told]] = defaultdict(list)
     for one in ours:
-        if one.snapshot and not _is_answered(one, locked[str(one.customer)]):
+        if one.snapshot:
             by_subscription[one.snapshot.subscription.id].append(one)
     for id, ones in by_subscription.items():
         customer, row = locked[str(ones[0].customer)], rows.get(id)
         if customer.is_deleted:
             continue
-        folded = subscriptions.fold(row.held if row else None, [one.snapshot for one in ones if one.snapshot])
+        snapshots = [one.snapshot for one in ones if one.snapshot]
+        folded = subscriptions.fold(row.held if row else None, snapshots, customer.answered_seen)
         heard = row.heard if row else 0
         if folded.heard and customer.is_asked:  # whoever is asking must learn that this came in between
             heard = outcome.heard[customer.id] = outcome.heard.get(customer.id, customer.heard) + 1
@@ -372,7 +373,8 @@ def _answered(
         row, status = rows.get(id), subscription.facts.status
         if id in overtaken or (row and row.held.is_final and status not in FINAL):
             continue
-        held = Held(status, subscription.facts.digest(), asked, until, "answer")
+        asked = max(asked, row.held.as_of) if row else asked  # what is held was known when the question was put
+        held = Held(status, subscription.facts.digest(), asked, max(asked, until), "answer")
         changed = row is None or row.held.digest != held.digest
         yield subscriptions.Write(id, held, row.heard if row else 0, subscription if changed else None)
 
@@ -421,7 +423,14 @@ class _Reader:
         self._add_overdue(still_open)
         if all(one.facts.status in FINAL for one, *_ in self._found.subscriptions.values()):
             customer = self._one("customers.retrieve", self._stripe.customer, self._question.customer)
-            self._found.is_deleted = customer is not None and customer.things[0].get("deleted") is True
+            if customer is None:  # not even as a deleted one
+                log.error(
+                    "stripe.unknown_customer",
+                    customer=self._question.customer,
+                    advice="is STRIPE_SECRET_KEY a key of the account this customer is in?",
+                )
+                raise StripeFailed("unknown_customer")
+            self._found.is_deleted = customer.things[0].get("deleted") is True
         return self._found
 
     def _known(self) -> tuple[dict[str, subscriptions.Row], list[Invoice]]:

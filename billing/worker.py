@@ -49,20 +49,18 @@ class Worker:
         self._batch = batch
         self._stopping = threading.Event()
         self._budget = Budget(billing.db, billing.settings.billing_stripe_reads_per_second, self._stopping)
-        self._askers = ThreadPoolExecutor(ASKING, thread_name_prefix="asking")
+        self._askers = ThreadPoolExecutor(ASKING + 1, thread_name_prefix="asking")
         self._in_flight: set[Future[Any]] = set()
+        self._listing: Future[Any] | None = None
         self._pruned_to = ""
         self._chores = self._list_chores()
 
     def _list_chores(self) -> list[Chore]:
-        def undelivered() -> None:
-            self._start(self._fetch_undelivered)
-
         return [
             Chore("sweep", timedelta(seconds=30), self._in_transaction(inbox.sweep)),
             Chore("prune", timedelta(minutes=10), self._prune),
             Chore("walk", timedelta(minutes=1), lambda: reconcile.walk(self._db)),
-            Chore("undelivered", timedelta(minutes=5), undelivered),
+            Chore("undelivered", timedelta(minutes=5), self._begin_listing),
         ]
 
     @property
@@ -100,8 +98,9 @@ class Worker:
 
     @property
     def is_asking(self) -> bool:
-        """Whether a question of ours is in flight."""
-        return any(not future.done() for future in self._in_flight)
+        """Whether Stripe owes us an answer."""
+        begun = [*self._in_flight, *([self._listing] if self._listing else [])]
+        return any(not future.done() for future in begun)
 
     def _wait_for_the_schema(self) -> None:
         """A release may still be migrating; what fails for want of a column is no event's fault."""
@@ -119,12 +118,17 @@ class Worker:
         """One round: what is due, and who must be asked about. False if there was neither."""
         claimed, asked = self._claim()
         for question in asked:
-            self._start(self._ask, question)
+            self._in_flight.add(self._askers.submit(self._safely, self._ask, question))
         if claimed:
             self._apply(claimed)
         for chore in self._chores:
             chore.do(self._db)
         return bool(claimed or asked)
+
+    def look_at_chores(self) -> None:
+        """Look at all of them in the next round, however lately that was done."""
+        for chore in self._chores:
+            chore.next_look = 0.0
 
     # ---- events
 
@@ -176,9 +180,6 @@ class Worker:
 
     # ---- questions
 
-    def _start(self, task: Callable[..., object], *arguments: object) -> None:
-        self._in_flight.add(self._askers.submit(self._safely, task, *arguments))
-
     def _safely(self, task: Callable[..., object], *arguments: object) -> None:
         """A thread's task: what goes wrong is logged, and what it leased comes back by itself."""
         try:
@@ -210,6 +211,11 @@ class Worker:
         with self._db.begin(SYSTEM) as connection:
             self._pruned_to = questions.prune(connection, after=self._pruned_to)
 
+    def _begin_listing(self) -> None:
+        """In a thread of its own, for it may take long: not at the questions' cost, and one at a time."""
+        if self._listing is None or self._listing.done():
+            self._listing = self._askers.submit(self._safely, self._fetch_undelivered)
+
     @observed("worker.fetch_undelivered")
     def _fetch_undelivered(self) -> None:
         try:
@@ -226,13 +232,13 @@ class Chore:
         self._name = name
         self._every = every
         self._work = work
-        self._next_look = 0.0  # this process's own clock; whose turn it is the database knows
+        self.next_look = 0.0  # this process's own clock; whose turn it is the database knows
 
     def do(self, db: Database) -> None:
         """Do it if it is due and nobody else has."""
-        if time.monotonic() < self._next_look:
+        if time.monotonic() < self.next_look:
             return
-        self._next_look = time.monotonic() + self._every.total_seconds()
+        self.next_look = time.monotonic() + self._every.total_seconds()
         with db.begin(SYSTEM) as connection:
             is_ours = chores.take(connection, self._name, self._every)
         if is_ours:

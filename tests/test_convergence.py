@@ -747,7 +747,7 @@ def test_every_order_of_up_to_six_events_in_one_batch_ends_right_or_asks(histori
     for history, id, ones in few(histories):
         true = truth(history)[id]
         for order in itertools.permutations(range(len(ones))):
-            folded = fold(None, [replace(one, event=place) for one, place in zip(ones, order, strict=True)])
+            folded = fold(None, [replace(one, event=place + 1) for one, place in zip(ones, order, strict=True)])
 
             asks = Verdict.ASK in folded.verdicts.values()
             assert asks or (folded.held and folded.held.digest == true.digest()), (

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
 from billing import questions, reconcile
 from billing.budget import Budget
@@ -23,6 +24,7 @@ from tests.deliveries import (
     subscribe,
     until_quiet,
 )
+from tests.test_portal_options import wait_until
 
 Fetch = Callable[[], int]
 
@@ -177,3 +179,23 @@ def test_a_walk_leaves_those_alone_whom_nobody_has_linked(database: Database, cu
     link(database, "t_empty", "")
 
     assert reconcile.walk(database) == 0
+
+
+def test_a_listing_that_takes_long_is_not_begun_again_and_keeps_nobody_from_asking(
+    database: Database, environ: dict[str, str], acme: str, customer: str, sandbox: Control
+) -> None:
+    with a_worker(environ) as worker:
+        sandbox.fault("hang", path="/v1/events", seconds=2, times=None)
+        for _ in range(10):
+            with database.begin(SYSTEM) as connection:
+                connection.execute(text("UPDATE chores SET due_at = now() WHERE name = 'undelivered'"))
+            worker.look_at_chores()
+            worker.work()
+        with database.begin(SYSTEM) as connection:
+            questions.want(connection, [customer])
+
+        wait_until(lambda: worker.work() or not is_wanted(database, customer))
+
+        listings = [call for call in sandbox.requests() if call["path"] == "/v1/events"]
+        sandbox.clear()
+    assert len(listings) == 1

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from billing import inbox, questions, subscriptions, sync
 from billing.budget import Budget
@@ -23,7 +24,7 @@ from billing.questions import Question
 from billing.stripe_api import API_VERSION, Stripe
 from billing.sync import Answer
 from sandbox.server import Control, running
-from tests.conftest import rows
+from tests.conftest import link, rows
 from tests.deliveries import (
     a_price,
     a_subscription,
@@ -32,6 +33,7 @@ from tests.deliveries import (
     at_stripe,
     happened,
     keep,
+    logged,
     make_due,
     pays_by,
     subscribe,
@@ -684,6 +686,63 @@ def test_an_answer_is_dated_by_stripes_clock(
     )
     assert before - 2 <= row["began"] <= before + 1
     assert before <= row["ended"] <= sandbox.now() + 1
+
+
+def test_an_answer_never_moves_the_time_back(database: Database, acme: str, customer: str) -> None:
+    """One of Stripe's machines may be late by its own clock, and yet know what the event told."""
+    tell(database, customer, at=AT + 3)
+    take_in(database)
+    assert sync.hold(database, put(database, customer), an_answer(customer, at=AT - 10))
+
+    tell(database, customer, at=AT, late=600, status="trialing")
+    take_in(database)
+
+    assert statuses(database) == {"sub_1": "active"}
+
+
+def test_an_answer_is_no_older_than_what_had_arrived_before_its_question(
+    database: Database, acme: str, customer: str
+) -> None:
+    tell(database, customer, at=AT + 3)
+    assert sync.hold(database, put(database, customer), an_answer(customer, at=AT - 10))
+    take_in(database)
+
+    tell(database, customer, at=AT, late=600, status="trialing")
+    take_in(database)
+
+    assert statuses(database) == {"sub_1": "active"}
+
+
+def test_the_very_first_event_is_not_taken_for_one_that_had_arrived_before(
+    database: Database, acme: str, customer: str
+) -> None:
+    """A sequence nobody has used yet says 1, as does one that has given out 1."""
+    with database.begin(SYSTEM) as connection:
+        connection.execute(text("ALTER SEQUENCE inbox_id_seq RESTART"))
+    question = put(database, customer)
+    tell(database, customer, at=AT)
+
+    assert sync.hold(database, question, Answer())
+    take_in(database)
+
+    assert statuses(database) == {"sub_1": "active"}
+
+
+def test_a_customer_stripe_has_never_heard_of_settles_nothing_and_is_asked_about_again(
+    database: Database, stripe: Stripe, budget: Budget, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the key of another account, more likely than not."""
+    said = logged(caplog)
+    link(database, "t_x", "cus_of_another_account")
+    tell(database, "cus_of_another_account", at=AT, late=600)
+    take_in(database)
+
+    answered = sync.ask(database, stripe, budget, put(database, "cus_of_another_account"))
+
+    assert not answered
+    assert states(database) == ["asking"]
+    assert is_wanted(database)
+    assert "stripe.unknown_customer" in [line["event"] for line in said()]
 
 
 def test_no_transaction_is_open_while_stripe_is_read(

@@ -13,6 +13,7 @@ import psycopg
 import structlog
 from flask import Blueprint, request
 from opentelemetry.propagate import inject
+from opentelemetry.trace import get_current_span
 from pydantic import BaseModel
 
 from billing import errors, events, inbox, signatures
@@ -51,10 +52,10 @@ def stripe_webhook() -> Received:
         raise errors.BadSignature
     delivery = _delivery(raw, signed)
     try:
-        is_new = service().db.run(WEBHOOK, inbox.receive(delivery))
+        service().db.run(WEBHOOK, inbox.receive(delivery))
     except psycopg.Error as e:  # whatever it is, the event is not stored
         raise errors.ServiceUnavailable("database") from e
-    structlog.contextvars.bind_contextvars(event_id=delivery.event_id, event_type=delivery.type, new=is_new)
+    structlog.contextvars.bind_contextvars(event_id=delivery.event_id, event_type=delivery.type)
     return Received()
 
 
@@ -65,7 +66,8 @@ def _delivery(raw: bytes, signed: Signed) -> Delivery:
         log.warning("webhook.unreadable", reason=str(e))
         raise errors.BadEvent from e
     trace: dict[str, str] = {}
-    inject(trace)
+    if get_current_span().is_recording():
+        inject(trace)
     made_before_sent = event.created is not None and event.created <= signed.at + CLOCK_SLACK_SECONDS
     return Delivery(
         event_id=event.id,

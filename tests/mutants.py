@@ -1,0 +1,334 @@
+"""Known bugs, planted one by one: each must be found by the test that is named for it.
+
+`make mutants` copies the code, changes one line in the copy, and runs the named test there, which has to fail. A
+mutant whose line is no longer there fails the run as well: it would prove nothing. ARGS="name …" picks some.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("app.py", "wsgi.py", "gunicorn.conf.py", "alembic.ini", "pyproject.toml", "README.md")
+TREES = ("billing", "sandbox", "tests", "migrations", "bin", "deploy")
+FAILED = 1  # pytest's word for: tests ran, and some failed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One bug: where it is planted, and who finds it."""
+
+    name: str
+    file: str
+    line: str
+    planted: str
+    found_by: str
+
+
+MUTANTS = [
+    Mutant(
+        "margin zero",
+        "billing/subscriptions.py",
+        "    margin = MARGIN_SECONDS[held.source]\n",
+        "    margin = 0\n",
+        "tests/test_subscriptions.py::test_what_differs_is_certain_outside_of_the_margin_only",
+    ),
+    Mutant(
+        "ordered by created alone",
+        "billing/subscriptions.py",
+        "        return Verdict.AGREES\n    return Verdict.ASK\n",
+        "        return Verdict.AGREES\n    return Verdict.NEWER if snapshot.created >= held.as_of else Verdict.OLDER\n",
+        "tests/test_convergence.py::test_every_delivery_of_every_life_ends_as_it_is_at_stripe",
+    ),
+    Mutant(
+        "equal facts settle first",
+        "billing/subscriptions.py",
+        "    margin = MARGIN_SECONDS[held.source]\n",
+        "    if snapshot.subscription.facts.digest() == held.digest:\n        return Verdict.AGREES\n    margin = MARGIN_SECONDS[held.source]\n",
+        "tests/test_subscriptions.py::test_an_event_that_agrees_with_an_answer_keeps_a_late_older_one_from_winning",
+    ),
+    Mutant(
+        "an answer is an instant",
+        "billing/sync.py",
+        '        held = Held(status, subscription.facts.digest(), asked, until, "answer")',
+        '        held = Held(status, subscription.facts.digest(), asked, asked, "answer")',
+        "tests/test_sync.py::test_an_answer_is_dated_by_stripes_clock",
+    ),
+    Mutant(
+        "final rows revived by events",
+        "billing/subscriptions.py",
+        "    if held and held.is_final and not snapshot.is_final:\n",
+        "    if False:\n",
+        "tests/test_subscriptions.py::test_what_is_over_stays_over_whenever_the_snapshot_was_made",
+    ),
+    Mutant(
+        "final rows revived by answers",
+        "billing/sync.py",
+        " or (row and row.held.is_final and status not in FINAL)",
+        "",
+        "tests/test_sync.py::test_an_answer_never_revives_what_is_over",
+    ),
+    Mutant(
+        "stale first snapshots taken",
+        "billing/subscriptions.py",
+        "        return Verdict.NEWER if snapshot.fresh and readable else Verdict.ASK\n",
+        "        return Verdict.NEWER if readable else Verdict.ASK\n",
+        "tests/test_subscriptions.py::test_the_first_snapshot_is_taken_if_it_is_fresh_and_readable",
+    ),
+    Mutant(
+        "a batch judged by the row before it",
+        "billing/subscriptions.py",
+        '            held = Held(facts.status, facts.digest(), snapshot.created, snapshot.created, "event")\n',
+        '            held = held or Held(facts.status, facts.digest(), snapshot.created, snapshot.created, "event")\n',
+        "tests/test_subscriptions.py::test_each_snapshot_is_judged_by_what_its_predecessor_left",
+    ),
+    Mutant(
+        "no fence between answers",
+        "billing/sync.py",
+        "        if not questions.is_latest(connection, question):\n",
+        "        if False:\n",
+        "tests/test_sync.py::test_the_late_answer_of_a_lapsed_question_is_refused",
+    ),
+    Mutant(
+        "no fence between answer and event",
+        "billing/sync.py",
+        "if row.heard > question.heard}",
+        "if row.heard > question.heard + 1_000_000}",
+        "tests/test_sync.py::test_an_answer_is_refused_after_a_newer_snapshot_and_asked_again",
+    ),
+    Mutant(
+        "agreeing events are not heard",
+        "billing/subscriptions.py",
+        "HEARD = frozenset({Verdict.NEWER, Verdict.FINAL, Verdict.AGREES})",
+        "HEARD = frozenset({Verdict.NEWER, Verdict.FINAL})",
+        "tests/test_sync.py::test_an_answer_read_before_a_change_back_is_refused_although_the_event_only_agreed",
+    ),
+    Mutant(
+        "a question put twice",
+        "billing/questions.py",
+        "          AND (asking_until IS NULL OR asking_until < statement_timestamp())\n",
+        "",
+        "tests/test_sync.py::test_a_question_in_flight_is_not_put_again",
+    ),
+    Mutant(
+        "a late worker settles",
+        "billing/inbox.py",
+        "AS mine (id, attempt) USING (id, attempt)",
+        "AS mine (id, claimed) USING (id)",
+        "tests/test_worker.py::test_a_worker_that_comes_late_changes_nothing",
+    ),
+    Mutant(
+        "a claim without a lease",
+        "billing/inbox.py",
+        "                     due_at = clock_timestamp() + :lease,\n",
+        "                     due_at = clock_timestamp(),\n",
+        "tests/test_worker.py::test_a_claimed_event_is_nobody_elses_until_its_lease_is_over",
+    ),
+    Mutant(
+        "poison charges its neighbours",
+        "billing/inbox.py",
+        "held = CASE WHEN held IS NULL THEN 'together' ELSE 'alone' END",
+        "held = 'together'",
+        "tests/test_worker.py::test_what_lapsed_is_claimed_alone_and_its_neighbours_go_on_together",
+    ),
+    Mutant(
+        "seen is done",
+        "billing/inbox.py",
+        "        WHERE state = 'due' AND due_at <= statement_timestamp()\n        ORDER BY due_at, id LIMIT :most",
+        "        WHERE state = 'due' AND attempt = 0 AND due_at <= statement_timestamp()\n        ORDER BY due_at, id LIMIT :most",
+        "tests/test_worker.py::test_what_lapsed_is_claimed_alone_and_its_neighbours_go_on_together",
+    ),
+    Mutant(
+        "buried without asking",
+        "billing/sync.py",
+        "        outcome.ask(one, one.unreadable)\n",
+        "        outcome.buried[one.unreadable].append(one.id)\n",
+        "tests/test_worker.py::test_poison_is_not_buried_before_stripe_has_answered",
+    ),
+    Mutant(
+        "an outage settles what it should not",
+        "billing/sync.py",
+        "        _failed(db, budget, question, e)\n        return False\n",
+        "        return hold(db, question, Answer())\n",
+        "tests/test_worker.py::test_while_stripe_fails_nothing_is_lost_or_buried_and_afterwards_all_is_settled",
+    ),
+    Mutant(
+        "a refused key burns on",
+        "billing/sync.py",
+        "        budget.pause(ALL, KEY_REFUSED_SECONDS)\n",
+        "        pass\n",
+        "tests/test_budget.py::test_a_refused_key_stops_the_asking_loudly_and_uses_up_nothing",
+    ),
+    Mutant(
+        "pages are free",
+        "billing/sync.py",
+        "            self._spend(endpoint)\n            page = read(of, after)\n",
+        "            page = read(of, after)\n",
+        "tests/test_budget.py::test_stripe_sees_no_more_than_its_rate_and_pages_count",
+    ),
+    Mutant(
+        "people stand behind the backlog",
+        "billing/budget.py",
+        '"lane": lane, "every"',
+        '"lane": "background", "every"',
+        "tests/test_budget.py::test_who_waits_does_not_stand_behind_the_backlog",
+    ),
+    Mutant(
+        "a deleted customer comes back",
+        "billing/sync.py",
+        "        if customer.is_deleted:\n            continue\n",
+        "",
+        "tests/test_sync.py::test_after_a_customers_end_a_late_snapshot_gives_no_access",
+    ),
+    Mutant(
+        "an unused sequence has given out one",
+        "billing/inbox.py",
+        "SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM inbox_id_seq",
+        "SELECT last_value FROM inbox_id_seq",
+        "tests/test_sync.py::test_the_very_first_event_is_not_taken_for_one_that_had_arrived_before",
+    ),
+    Mutant(
+        "an answer moves the time back",
+        "billing/sync.py",
+        "        asked = max(asked, row.held.as_of) if row else asked",
+        "        asked = asked",
+        "tests/test_sync.py::test_an_answer_never_moves_the_time_back",
+    ),
+    Mutant(
+        "a key of another account settles all",
+        "billing/sync.py",
+        '                raise StripeFailed("unknown_customer")\n',
+        "                return self._found\n",
+        "tests/test_sync.py::test_a_customer_stripe_has_never_heard_of_settles_nothing_and_is_asked_about_again",
+    ),
+    Mutant(
+        "listings pile up",
+        "billing/worker.py",
+        "        if self._listing is None or self._listing.done():\n",
+        "        if True:\n",
+        "tests/test_reconcile.py::test_a_listing_that_takes_long_is_not_begun_again_and_keeps_nobody_from_asking",
+    ),
+    Mutant(
+        "linking wakes nobody",
+        "billing/sync.py",
+        "        woken = inbox.wake(connection, customer)\n",
+        "        woken = 0\n",
+        "tests/test_links.py::test_linking_wakes_what_has_waited_and_has_stripe_asked",
+    ),
+    Mutant(
+        "any checkout links",
+        "billing/sync.py",
+        '        if one.event.object.get("client_reference_id") != tenant or',
+        "        if",
+        "tests/test_links.py::test_no_other_checkout_makes_a_customer_anybodys",
+    ),
+    Mutant(
+        "one secret only",
+        "billing/signatures.py",
+        "    for secret in secrets:\n",
+        "    for secret in secrets[:1]:\n",
+        "tests/test_signatures.py::test_every_secret_is_tried",
+    ),
+    Mutant(
+        "one signature only",
+        "billing/signatures.py",
+        "signatures[:MOST_SIGNATURES]",
+        "signatures[-1:]",
+        "tests/test_signatures.py::test_one_good_signature_among_several_is_enough_wherever_it_stands",
+    ),
+    Mutant(
+        "the future is now",
+        "billing/signatures.py",
+        "abs(now - at) > TOLERANCE_SECONDS",
+        "now - at > TOLERANCE_SECONDS",
+        "tests/test_signatures.py::test_it_holds_for_five_minutes_either_way",
+    ),
+    Mutant(
+        "acknowledged before it is kept",
+        "billing/web/webhooks.py",
+        '        service().db.run(WEBHOOK, inbox.receive(delivery))\n    except psycopg.Error as e:  # whatever it is, the event is not stored\n        raise errors.ServiceUnavailable("database") from e\n',
+        "        service().db.run(WEBHOOK, inbox.receive(delivery))\n    except (psycopg.Error, errors.ServiceUnavailable):\n        pass\n",
+        "tests/test_webhooks.py::test_an_event_that_cannot_be_stored_is_asked_for_again_in_seconds_and_then_taken",
+    ),
+    Mutant(
+        "a query before the signature",
+        "billing/web/webhooks.py",
+        "    raw = raw_body(LARGEST_EVENT)\n",
+        "    raw = raw_body(LARGEST_EVENT)\n    with service().db.begin(WEBHOOK):\n        pass\n",
+        "tests/test_webhooks.py::test_all_that_is_wrong_with_a_signature_gets_one_answer_and_costs_no_query",
+    ),
+    Mutant(
+        "a retry moves grace",
+        "billing/invoices.py",
+        "        min(finalized, default=None),\n",
+        "        max(finalized, default=None),\n",
+        "tests/test_invoices.py::test_a_retry_does_not_move_the_moment_it_was_finalized",
+    ),
+    Mutant(
+        "an invoice goes back",
+        "billing/invoices.py",
+        "    ahead = max(one, other, key=lambda invoice: (RANK[invoice.status], invoice.status))\n",
+        "    ahead = other\n",
+        "tests/test_invoices.py::test_an_invoice_never_goes_back",
+    ),
+    Mutant(
+        "a removed item stays",
+        "billing/subscriptions.py",
+        "        connection.execute(\n            _DROP_ITEMS,",
+        "        (lambda *_: None)(\n            _DROP_ITEMS,",
+        "tests/test_sync.py::test_an_item_that_was_removed_is_gone",
+    ),
+]
+
+
+def main(names: list[str]) -> int:
+    """Run the named mutants, or all of them; how many were not found."""
+    chosen = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    if not passes({mutant.found_by for mutant in chosen}):
+        print("These tests do not even pass on the code as it is.")
+        return 1
+    with ThreadPoolExecutor(2) as runners:
+        verdicts = list(runners.map(hunt, chosen))
+    for mutant, verdict in zip(chosen, verdicts, strict=True):
+        print(f"{verdict:<18} {mutant.name}")
+    escaped = sum(verdict != "found" for verdict in verdicts)
+    print(f"{len(chosen) - escaped} of {len(chosen)} found.")
+    return min(escaped, 1)
+
+
+def passes(tests: set[str]) -> bool:
+    """Whether the tests pass on the code as it is."""
+    return run(ROOT, sorted(tests)) == 0
+
+
+def hunt(mutant: Mutant) -> str:
+    """What became of one mutant."""
+    with tempfile.TemporaryDirectory(prefix="billing-mutant-") as directory:
+        copy = Path(directory)
+        for tree in TREES:
+            shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in COPIED:
+            shutil.copy(ROOT / file, copy / file)
+        code = (copy / mutant.file).read_text()
+        if code.count(mutant.line) != 1:
+            return "does not apply"
+        (copy / mutant.file).write_text(code.replace(mutant.line, mutant.planted))
+        return "found" if run(copy, [mutant.found_by]) == FAILED else "NOT FOUND"
+
+
+def run(directory: Path, tests: list[str]) -> int:
+    """Pytest's verdict on these tests there."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
