@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 from flask import Flask, current_app
@@ -16,8 +17,20 @@ from billing.inbox import Choice
 from billing.telemetry import observed
 from billing.wiring import Billing
 
-group = AppGroup("billing", help="Look after the inbox and the tenants.")
-tenants = AppGroup("tenants", help="Whose a Stripe customer is.")
+
+class Commands(AppGroup):
+    """What goes wrong is told in a sentence, and with the short word the logs have for it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command the operator named."""
+        try:
+            return super().invoke(ctx)
+        except errors.BillingError as e:
+            raise click.ClickException(f"{e} ({e.outcome})") from e
+
+
+group = Commands("billing", help="Look after the inbox and the tenants.")
+tenants = Commands("tenants", help="Whose a Stripe customer is.")
 group.add_command(tenants)
 
 
@@ -124,11 +137,7 @@ def link(tenant: str, customer: str, replace: bool) -> None:
     """Make CUSTOMER, an id of Stripe's (cus_…), the customer of TENANT."""
     if not customer.startswith("cus_"):
         raise click.BadParameter("must be the id of a Stripe customer, cus_…", param_hint="CUSTOMER")
-    try:
-        linked = _link(tenant, customer, replace)
-    except errors.BillingError as e:
-        raise click.ClickException(str(e)) from e
-    click.echo(linked)
+    click.echo(_link(tenant, customer, replace))
 
 
 def _link(tenant: str, customer: str, replace: bool) -> str:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, InvalidatePoolError, O
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.pool import NullPool
 
-from billing.errors import ServiceUnavailable
+from billing.errors import Busy, ServiceUnavailable
 
 Result = TypeVar("Result")
 Answer = TypeVar("Answer")
@@ -184,7 +184,10 @@ def _trouble_is_ours() -> Iterator[None]:
     try:
         yield
     except (psycopg.OperationalError, OperationalError, InterfaceError, NoConnectionFree) as e:
-        raise ServiceUnavailable("database") from e
+        is_busy = isinstance(
+            getattr(e, "orig", e), pg.LockNotAvailable | pg.QueryCanceled | pg.DeadlockDetected
+        )
+        raise (Busy if is_busy else ServiceUnavailable)("database") from e
     except (psycopg.InternalError, InternalError) as e:
         if isinstance(getattr(e, "orig", e), pg.ReadOnlySqlTransaction):  # a former primary, after a fail-over
             raise ServiceUnavailable("database") from e

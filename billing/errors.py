@@ -158,3 +158,7 @@ class ServiceUnavailable(BillingError):
     def outcome(self) -> str:
         """Which of them it was."""
         return f"{self.what}_unavailable"
+
+
+class Busy(ServiceUnavailable):
+    """The database is there, and took too long over this: it is locked by somebody, or too much."""

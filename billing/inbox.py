@@ -119,6 +119,14 @@ def _written(cursor: psycopg.Cursor[Any]) -> bool:
     return cursor.rowcount == 1
 
 
+_KNOWN = text("SELECT event_id FROM inbox WHERE event_id = ANY(:event_ids)")
+
+
+def known(connection: Connection, event_ids: Collection[str]) -> set[str]:
+    """Those of these events that are here already."""
+    return set(connection.scalars(_KNOWN, {"event_ids": list(event_ids)}))
+
+
 # ---- claiming
 
 
@@ -190,11 +198,13 @@ _BURY = text("""
     UPDATE inbox SET state = 'buried', settled_at = clock_timestamp(), held = NULL, reason = :reason
     WHERE id = ANY(:ids)
 """)
-_WAIT = text("UPDATE inbox SET state = 'waiting', held = NULL WHERE id = ANY(:ids)")
+_WAIT = text("UPDATE inbox SET state = 'waiting', held = NULL, reason = NULL WHERE id = ANY(:ids)")
 _ASK = text("UPDATE inbox SET state = 'asking', held = NULL, reason = :reason WHERE id = ANY(:ids)")
 _LOOK_AGAIN = text("""
-    UPDATE inbox SET held = NULL, looks = looks + 1, due_at = clock_timestamp() + :delay WHERE id = ANY(:ids)
+    UPDATE inbox SET held = NULL, looks = looks + 1, reason = NULL, due_at = clock_timestamp() + :delay
+    WHERE id = ANY(:ids)
 """)
+_PUT_OFF = text("UPDATE inbox SET held = NULL, due_at = clock_timestamp() + :delay WHERE id = ANY(:ids)")
 _FAIL = text("""
     UPDATE inbox SET held = NULL, failures = failures + 1, reason = :reason, due_at = clock_timestamp() + :delay
     WHERE id = :id AND attempt = :attempt AND state = 'due'
@@ -229,6 +239,12 @@ def look_again(connection: Connection, ids: Collection[int], *, delay: timedelta
     """What normally comes with them may still be on its way."""
     if ids:
         connection.execute(_LOOK_AGAIN, {"ids": list(ids), "delay": delay})
+
+
+def put_off(connection: Connection, ids: Collection[int], *, delay: timedelta) -> None:
+    """Nothing is known of them yet: their customer is in somebody else's hands."""
+    if ids:
+        connection.execute(_PUT_OFF, {"ids": list(ids), "delay": delay})
 
 
 def fail(connection: Connection, event: Claimed, *, reason: str, delay: timedelta) -> None:

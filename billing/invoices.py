@@ -75,7 +75,8 @@ def merge(one: Invoice, other: Invoice) -> Invoice:
 
 
 _MERGE = text("""
-    INSERT INTO invoices AS held
+    INSERT INTO invoices (
+        stripe_invoice_id, stripe_subscription_id, status, attempted, finalized_at, as_of)
     SELECT id, subscription, status, attempted, to_timestamp(finalized_at), to_timestamp(as_of)
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS written (id text, subscription text, status text,
          attempted boolean, finalized_at bigint, as_of bigint)

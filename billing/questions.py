@@ -55,20 +55,30 @@ _KNOW = text("""
     SELECT id FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
     ON CONFLICT DO NOTHING
 """)
-_LOCK = text("""
+_LOCK = """
     SELECT stripe_customer_id, deleted_at IS NOT NULL, heard, answered_seen, asking_until IS NOT NULL
     FROM stripe_customers WHERE stripe_customer_id = ANY(:ids) ORDER BY stripe_customer_id FOR NO KEY UPDATE
-""")
+"""
+_LOCK_ONE = text(_LOCK)
+_LOCK_FREE = text(f"{_LOCK} SKIP LOCKED")
 
 
-def lock(connection: Connection, customers: Collection[str]) -> dict[str, Customer]:
-    """Lock these customers, those never heard of included. Nobody else writes their state meanwhile."""
-    ids = sorted(customers)
+def lock(connection: Connection, customer: str) -> Customer:
+    """Lock this customer, known or not. Nobody else writes its state meanwhile."""
     while True:
-        locked = {row[0]: Customer(*row) for row in connection.execute(_LOCK, {"ids": ids})}
-        if len(locked) == len(ids):
-            return locked
-        connection.execute(_KNOW, {"ids": ids})  # and once more: a row may be pruned while we wait for it
+        for row in connection.execute(_LOCK_ONE, {"ids": [customer]}):
+            return Customer(*row)
+        connection.execute(_KNOW, {"ids": [customer]})  # and once more: it may be pruned while we wait for it
+
+
+def lock_free(connection: Connection, customers: Collection[str]) -> dict[str, Customer]:
+    """Lock those of these customers that nobody else has locked, those never heard of included."""
+    ids = sorted(customers)
+    locked = {row[0]: Customer(*row) for row in connection.execute(_LOCK_FREE, {"ids": ids})}
+    if len(locked) == len(ids):
+        return locked
+    connection.execute(_KNOW, {"ids": ids})
+    return {row[0]: Customer(*row) for row in connection.execute(_LOCK_FREE, {"ids": ids})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +111,13 @@ def hear(connection: Connection, told: Iterable[Heard]) -> None:
         connection.execute(_HEAR, {"rows": json.dumps(rows)})
 
 
+# Before the lease's end, even where that has passed: so an answer sees that somebody came after its question.
 _WANT = text("""
     INSERT INTO stripe_customers (stripe_customer_id, wanted_at)
     SELECT id, clock_timestamp() FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
     ON CONFLICT (stripe_customer_id) DO UPDATE
-    SET wanted_at = least(stripe_customers.wanted_at, excluded.wanted_at)
+    SET wanted_at = least(stripe_customers.wanted_at, excluded.wanted_at,
+                          stripe_customers.asking_until - interval '1 microsecond')
 """)
 
 
@@ -177,7 +189,9 @@ _REFUSED = text("""
 """)
 _FAILED = text("""
     UPDATE stripe_customers SET
-        asking_until = NULL, failures = failures + 1, wanted_at = clock_timestamp() + :delay
+        asking_until = NULL, failures = failures + 1,
+        wanted_at = clock_timestamp()
+            + CASE WHEN wanted_at < asking_until THEN least(:delay, interval '1 second') ELSE :delay END
     WHERE stripe_customer_id = :customer AND put = :put
 """)
 

@@ -48,22 +48,24 @@ def undelivered(
     """Fetch what Stripe could not deliver, to us or to another endpoint. How many of them were new to us."""
     since = int(time.time()) - LOOK_BACK_SECONDS if since is None else since
     found = 0
-    for thing in _listed(stripe, budget, since, lane):
-        if delivery := _delivery(thing, livemode):
-            found += db.run(SYSTEM, inbox.receive(delivery))
+    for things in _listed(stripe, budget, since, lane):
+        deliveries = [one for one in (_delivery(thing, livemode) for thing in things) if one]
+        with db.begin(SYSTEM) as connection:
+            known = inbox.known(connection, [one.event_id for one in deliveries])
+        found += sum(db.run(SYSTEM, inbox.receive(one)) for one in deliveries if one.event_id not in known)
     if found:
         log.warning("reconcile.undelivered", events=found)
     return found
 
 
-def _listed(stripe: Stripe, budget: Budget, since: int, lane: Lane) -> Iterator[Json]:
+def _listed(stripe: Stripe, budget: Budget, since: int, lane: Lane) -> Iterator[list[Json]]:
     after: str | None = None
     while True:
         budget.spend("events.list", lane)
         page = stripe.undelivered_events(since, after)
         if page is None:
             return
-        yield from page.things
+        yield page.things
         if not page.has_more or not page.things:
             return
         after = str(page.things[-1].get("id"))

@@ -146,9 +146,10 @@ def read(thing: Json, items: Sequence[Json] | None = None) -> Subscription:
     ends = thing.get("cancel_at_period_end")
     if subscription_id is None or customer is None or status is None or not isinstance(ends, bool):
         raise Incomplete("no id, customer, status or cancel_at_period_end")
+    by_id = {item.id: item for item in (_item(item, thing) for item in items or listed["data"])}
     facts = Facts(
         status=status,
-        items=tuple(sorted((_item(item, thing) for item in items or listed["data"]), key=lambda item: item.id)),
+        items=tuple(by_id[id] for id in sorted(by_id)),  # one may have been listed on two pages
         cancel_at_period_end=ends,
         **{key: _moment(thing, key) for key in ("cancel_at", "canceled_at", "ended_at", "trial_end")},
         pause_behavior=name(pause.get("behavior")) if isinstance(pause, dict) else None,
@@ -350,7 +351,10 @@ _COLUMNS = (
 )
 # fmt: on
 _MERGE = text(f"""
-    INSERT INTO subscriptions
+    INSERT INTO subscriptions (
+        stripe_subscription_id, stripe_customer_id, status, cancel_at_period_end, cancel_at, canceled_at,
+        ended_at, trial_end, pause_behavior, pause_resumes_at, latest_invoice_id, started_at, facts, as_of,
+        as_of_end, source, heard)
     SELECT id, customer, status, cancel_at_period_end, to_timestamp(cancel_at), to_timestamp(canceled_at),
            to_timestamp(ended_at), to_timestamp(trial_end), pause_behavior, to_timestamp(pause_resumes_at),
            latest_invoice_id, to_timestamp(started_at), decode(digest, 'hex'), to_timestamp(as_of),
@@ -365,6 +369,10 @@ _MERGE = text(f"""
         facts = excluded.facts, as_of = excluded.as_of, as_of_end = excluded.as_of_end,
         source = excluded.source, heard = excluded.heard
 """)  # noqa: S608  # the column list is ours
+_END = text("""
+    UPDATE subscriptions SET status = 'canceled'
+    WHERE stripe_customer_id = :customer AND status <> ALL(:final)
+""")
 _CONFIRM = text("""
     UPDATE subscriptions
     SET as_of = to_timestamp(w.as_of), as_of_end = to_timestamp(w.as_of_end), source = w.source, heard = w.heard
@@ -377,7 +385,9 @@ _DROP_ITEMS = text("""
     WHERE stripe_subscription_id = ANY(:ids) AND stripe_item_id <> ALL(:items)
 """)
 _MERGE_ITEMS = text("""
-    INSERT INTO subscription_items
+    INSERT INTO subscription_items (
+        stripe_subscription_id, stripe_item_id, stripe_price_id, stripe_product_id, quantity, period_start,
+        period_end)
     SELECT subscription, id, price, product, quantity, to_timestamp(period_start), to_timestamp(period_end)
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS written (subscription text, id text, price text,
          product text, quantity bigint, period_start bigint, period_end bigint)
@@ -402,6 +412,11 @@ def write(connection: Connection, writes: Sequence[Write]) -> None:
     if confirmed:
         times = [{"id": one.id, "heard": one.heard, **_times(one.held)} for one in confirmed]
         connection.execute(_CONFIRM, {"rows": json.dumps(times)})
+
+
+def end(connection: Connection, customer: str) -> None:
+    """The customer is gone, and with it whatever Stripe no longer tells of."""
+    connection.execute(_END, {"customer": customer, "final": sorted(FINAL)})
 
 
 def _times(held: Held) -> Json:

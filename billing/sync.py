@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from billing import checkouts, customers, events, inbox, invoices, questions, subscriptions
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
-from billing.errors import StripeFailed
+from billing.errors import ServiceUnavailable, StripeFailed
 from billing.events import Event, Json
 from billing.inbox import Claimed
 from billing.invoices import Invoice
@@ -30,10 +30,13 @@ from billing.stripe_api import API_VERSION, Reading, Stripe
 from billing.subscriptions import FINAL, Held, Snapshot, Subscription, Verdict
 
 SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
+BUSY = timedelta(seconds=0.2)  # somebody else has the customer in hand
 LONGEST_BACKOFF_SECONDS = 60.0
+UNKNOWN = timedelta(hours=1)  # before a customer Stripe has never heard of is asked about again
 KEY_REFUSED_SECONDS = 60.0  # how long nobody asks anything once Stripe has refused our key
 RATE_LIMITED_SECONDS = 2.0
 
+DELAYS = {"stopping": timedelta(0), "unknown_customer": UNKNOWN}
 CLOSED = frozenset({"paid", "void", "uncollectible"})
 PAYING = frozenset({"active", "trialing"})
 
@@ -143,9 +146,12 @@ def apply(db: Database, claimed: Sequence[Claimed]) -> Outcome:
     """Bring customers up to date from the events they have, as far as those are certain."""
     batch = [told(event) for event in claimed]
     with db.begin(SYSTEM) as connection:
-        locked = questions.lock(connection, {one.customer for one in batch if one.customer})
+        locked = questions.lock_free(connection, {one.customer for one in batch if one.customer})
         mine = inbox.still_mine(connection, claimed)
         batch = [one for one in batch if one.id in mine]
+        busy = [one.id for one in batch if one.customer and one.customer not in locked]
+        inbox.put_off(connection, busy, delay=BUSY)
+        batch = [one for one in batch if not one.customer or one.customer in locked]
         _bind(connection, batch, locked)
         outcome = _judge(connection, batch, locked)
         subscriptions.write(connection, outcome.writes)
@@ -236,6 +242,10 @@ def _fold(
     for id, ones in by_subscription.items():
         customer, row = locked[str(ones[0].customer)], rows.get(id)
         if customer.is_deleted:
+            continue
+        if row and row.customer != customer.id:  # whose lock we do not have
+            for one in ones:
+                outcome.ask(one)
             continue
         snapshots = [one.snapshot for one in ones if one.snapshot]
         folded = subscriptions.fold(row.held if row else None, snapshots, customer.answered_seen)
@@ -336,13 +346,20 @@ def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: 
     except StripeFailed as e:
         _failed(db, budget, question, e)
         return False
-    return hold(db, question, answer)
+    try:
+        return hold(db, question, answer)
+    except ServiceUnavailable:
+        raise  # its lease brings it back
+    except Exception:
+        log.exception("question.broken", customer=question.customer)
+        _failed(db, budget, question, StripeFailed("broken_answer"))
+        raise
 
 
 def hold(db: Database, question: Question, answer: Answer) -> bool:
     """Write an answer unless a later question or a newer event has overtaken it; settle what it settles."""
     with db.begin(SYSTEM) as connection:
-        questions.lock(connection, [question.customer])
+        questions.lock(connection, question.customer)
         if not questions.is_latest(connection, question):
             return False
         rows = subscriptions.rows(connection, ids=answer.subscriptions, customers=[question.customer])
@@ -354,6 +371,8 @@ def hold(db: Database, question: Question, answer: Answer) -> bool:
             _finish(connection, question, answer)
         invoices.learn(connection, answer.invoices)
         subscriptions.write(connection, writes)
+        if answer.is_deleted and not overtaken:
+            subscriptions.end(connection, question.customer)
     log.info("question.answered", customer=question.customer, put=question.put, again=bool(overtaken))
     return not overtaken
 
@@ -386,7 +405,7 @@ def _failed(db: Database, budget: Budget, question: Question, failure: StripeFai
         budget.pause(ALL, KEY_REFUSED_SECONDS)
     elif failure.reason == "rate_limited":
         budget.pause(ALL, RATE_LIMITED_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  # spreads, hides nothing
-    delay = timedelta(0) if failure.reason == "stopping" else backoff(question.failures)
+    delay = DELAYS.get(failure.reason, backoff(question.failures))
     with db.begin(SYSTEM) as connection:
         questions.failed(connection, question, delay=delay)
     log.warning(
@@ -540,7 +559,7 @@ def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool 
     Under the customer's lock: an event either finds its owner, or waits already and is woken here.
     """
     with db.begin(SYSTEM) as connection:
-        questions.lock(connection, [customer])
+        questions.lock(connection, customer)
         customers.link(connection, tenant_id, customer, by=by, replace=replace)
         if customer not in customers.owners(connection, [customer]):
             return None

@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 from billing import chores, config, inbox, questions, reconcile, schema, sync, telemetry, wiring
 from billing.budget import Budget
 from billing.db import SYSTEM, Database, UnsafeRole
-from billing.errors import ServiceUnavailable, StripeFailed
+from billing.errors import Busy, ServiceUnavailable, StripeFailed
 from billing.inbox import Claimed
 from billing.questions import Question
 from billing.telemetry import observed
@@ -147,36 +147,37 @@ class Worker:
         """Apply a batch. If it fails as a whole, one of it is at fault: each of it alone."""
         telemetry.follow(event.trace for event in claimed)
         began = time.monotonic()
-        try:
-            self._patiently(lambda: sync.apply(self._db, claimed))
-        except ServiceUnavailable:
-            raise  # the lease brings them back
-        except Exception as e:
-            if len(claimed) == 1:
-                self._fail(claimed[0], e)
-            else:
-                log.warning("inbox.batch_failed", events=len(claimed), kind=type(e).__name__)
-                for event in claimed:
-                    self._apply([event])
-        else:
+        fault = self._try(claimed)
+        if fault is None:
             log.info("inbox.applied", events=len(claimed), ms=round((time.monotonic() - began) * 1000, 1))
+        elif len(claimed) == 1:
+            self._fail(claimed[0], fault)
+        else:
+            log.warning("inbox.batch_failed", events=len(claimed), kind=type(fault).__name__)
+            for event in claimed:
+                self._apply([event])
+
+    def _try(self, claimed: Sequence[Claimed]) -> Exception | None:
+        """Apply them, again while the database is away, for as long as the lease surely lasts."""
+        until = time.monotonic() + self._lease.total_seconds() / 2
+        while True:
+            try:
+                sync.apply(self._db, claimed)
+            except Busy as e:
+                return e
+            except ServiceUnavailable:
+                if time.monotonic() > until or self._stopping.wait(AWAY_SECONDS):
+                    raise  # the lease brings them back
+            except Exception as e:
+                return e
+            else:
+                return None
 
     def _fail(self, event: Claimed, fault: Exception) -> None:
         log.error("event.failed", event_id=event.event_id, failures=event.failures + 1, exc_info=fault)
         with self._db.begin(SYSTEM) as connection:
             delay = sync.backoff(event.failures)
             inbox.fail(connection, event, reason=type(fault).__name__, delay=delay)
-
-    def _patiently(self, work: Callable[[], object]) -> None:
-        """Try again while the database is away, for as long as the lease surely lasts."""
-        until = time.monotonic() + self._lease.total_seconds() / 2
-        while True:
-            try:
-                work()
-                return
-            except ServiceUnavailable:
-                if time.monotonic() > until or self._stopping.wait(AWAY_SECONDS):
-                    raise
 
     # ---- questions
 

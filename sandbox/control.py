@@ -239,7 +239,7 @@ class Control:
         return str(self.send("POST", "secrets", {"endpoint": endpoint, "keep_seconds": keep_seconds})["secret"])
 
     def clear(self) -> None:
-        """No faults, no latency, no webhooks, nothing noted; calls that hang in a fault are cut off."""
+        """No faults, latency, webhooks or events, nothing noted; calls that hang in a fault are cut off."""
         self.send("DELETE", "faults")
         self.latency(0)
         self.send("DELETE", "webhooks")

@@ -258,9 +258,10 @@ class Deliveries:
             return [asdict(attempt) for attempt in self.attempts if event in (None, attempt.event)]
 
     def clear(self) -> None:
-        """As at the start: no endpoints, nothing to deliver, nothing noted, all switches back."""
+        """As at the start: no endpoints, no events, nothing to deliver, nothing noted, all switches back."""
         with self.store.lock:
             self.store.collection(webhook_endpoints.KIND).clear()
+            self.store.collection(events.KIND).clear()
         self.change(asdict(Switches()))
         with self.changed:
             self.queue.clear()

@@ -57,7 +57,7 @@ MUTANTS = [
     Mutant(
         "an answer is an instant",
         "billing/sync.py",
-        '        held = Held(status, subscription.facts.digest(), asked, until, "answer")',
+        '        held = Held(status, subscription.facts.digest(), asked, max(asked, until), "answer")',
         '        held = Held(status, subscription.facts.digest(), asked, asked, "answer")',
         "tests/test_sync.py::test_an_answer_is_dated_by_stripes_clock",
     ),
@@ -127,7 +127,7 @@ MUTANTS = [
     Mutant(
         "a claim without a lease",
         "billing/inbox.py",
-        "                     due_at = clock_timestamp() + :lease,\n",
+        "                     due_at = clock_timestamp() + %(lease)s,\n",
         "                     due_at = clock_timestamp(),\n",
         "tests/test_worker.py::test_a_claimed_event_is_nobody_elses_until_its_lease_is_over",
     ),
@@ -141,8 +141,8 @@ MUTANTS = [
     Mutant(
         "seen is done",
         "billing/inbox.py",
-        "        WHERE state = 'due' AND due_at <= statement_timestamp()\n        ORDER BY due_at, id LIMIT :most",
-        "        WHERE state = 'due' AND attempt = 0 AND due_at <= statement_timestamp()\n        ORDER BY due_at, id LIMIT :most",
+        "        WHERE state = 'due' AND due_at <= statement_timestamp()\n        ORDER BY due_at, id LIMIT %(most)s",
+        "        WHERE state = 'due' AND attempt = 0 AND due_at <= statement_timestamp()\n        ORDER BY due_at, id LIMIT %(most)s",
         "tests/test_worker.py::test_what_lapsed_is_claimed_alone_and_its_neighbours_go_on_together",
     ),
     Mutant(

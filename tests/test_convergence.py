@@ -93,9 +93,19 @@ class Tables:
 
     # questions
 
-    def lock(self, ids: Collection[str]) -> dict[str, Customer]:
-        asked = self.asking_until is not None
-        return {id: Customer(id, self.is_deleted, self.heard, self.answered_seen, asked) for id in ids}
+    def lock(self, id: str) -> Customer:
+        return Customer(
+            id, self.is_deleted, self.heard, self.answered_seen, is_asked=self.asking_until is not None
+        )
+
+    def lock_free(self, ids: Collection[str]) -> dict[str, Customer]:
+        return {id: self.lock(id) for id in ids}
+
+    def put_off(self, ids: Collection[int], *, delay: timedelta) -> None:
+        assert not ids  # nobody else is here
+
+    def end(self, _customer: str) -> None:
+        assert all(row.held.is_final for row in self.rows.values())  # Stripe tells of each how it ended
 
     def hear(self, told: Iterable[Heard]) -> None:
         for one in told:
@@ -249,6 +259,7 @@ class Tables:
 IN_MEMORY: dict[object, dict[str, Any]] = {
     questions: {
         "lock": Tables.lock,
+        "lock_free": Tables.lock_free,
         "hear": Tables.hear,
         "want": Tables.want,
         "renew": Tables.renew,
@@ -263,11 +274,12 @@ IN_MEMORY: dict[object, dict[str, Any]] = {
         "wait": Tables.wait,
         "ask": Tables.ask,
         "look_again": Tables.look_again,
+        "put_off": Tables.put_off,
         "answered": Tables.inbox_answered,
         "is_asking": Tables.is_asking,
     },
     customers: {"owners": Tables.owners},
-    subscriptions: {"rows": Tables.held_rows, "write": Tables.write},
+    subscriptions: {"rows": Tables.held_rows, "write": Tables.write, "end": Tables.end},
     invoices: {"learn": Tables.learn, "still_open": Tables.still_open},
 }
 

@@ -103,7 +103,7 @@ def test_a_link_waits_for_the_worker_that_has_read_that_nobody_owns_the_customer
     with database.begin(SYSTEM) as connection:
         [claimed] = inbox.claim(connection, most=1, lease=timedelta(seconds=20))
     with ThreadPoolExecutor(1) as operator, database.begin(SYSTEM) as connection:
-        questions.lock(connection, [customer])
+        questions.lock(connection, customer)
         linking = operator.submit(sync.link, other, "t_acme", customer, by="command")
         wait_until(lambda: is_waiting_for_a_lock(database))
         inbox.wait(connection, inbox.still_mine(connection, [claimed]))
@@ -119,7 +119,7 @@ def test_a_worker_waits_for_the_link_that_is_being_made(
 ) -> None:
     tell(database, customer)
     with ThreadPoolExecutor(1) as worker, other.begin(SYSTEM) as connection:
-        questions.lock(connection, [customer])
+        questions.lock(connection, customer)
         applying = worker.submit(take_in, database)
         wait_until(lambda: is_waiting_for_a_lock(other))
         rows(database, "INSERT INTO tenant_config VALUES ('t_acme', :c) RETURNING 1", c=customer)

@@ -157,7 +157,7 @@ def test_a_walk_goes_to_those_nobody_asked_about_for_longest(database: Database)
         link(database, f"t_of_{customer}", customer)
         if age:
             with database.begin(SYSTEM) as connection:
-                questions.lock(connection, [customer])
+                questions.lock(connection, customer)
             rows(
                 database,
                 "UPDATE stripe_customers SET answered_at = now() - CAST(:age AS interval)"
@@ -174,7 +174,7 @@ def test_a_walk_goes_to_those_nobody_asked_about_for_longest(database: Database)
 
 def test_a_walk_leaves_those_alone_whom_nobody_has_linked(database: Database, customer: str) -> None:
     with database.begin(SYSTEM) as connection:
-        questions.lock(connection, [customer])
+        questions.lock(connection, customer)
     link(database, "t_without", None)
     link(database, "t_empty", "")
 

@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import text
@@ -561,12 +562,14 @@ def test_two_workers_without_a_row_yet_leave_the_newer_snapshot(
     with other.begin(SYSTEM) as connection:
         older = inbox.claim(connection, most=1, lease=timedelta(seconds=20))
     with ThreadPoolExecutor(2) as workers, database.begin(SYSTEM) as connection:
-        questions.lock(connection, [customer])
+        questions.lock(connection, customer)
         both = [workers.submit(sync.apply, database, newer), workers.submit(sync.apply, other, older)]
         wait_until(lambda: waiting_for_a_lock(database) == 2)
         connection.commit()
         for one in both:
             one.result()
+    make_due(database)  # for one of them may have found the customer in the other's hands
+    take_in(database)
 
     assert statuses(database) == {"sub_1": "paused"}
     assert states(database) == ["settled", "settled"]
@@ -787,3 +790,97 @@ def test_who_waits_while_a_question_is_in_flight_gets_one_that_began_later(
         assert answer.result()
 
     assert statuses(database) == {id: "active"}
+
+
+def test_a_customer_in_somebody_elses_hands_holds_up_nobody_else(
+    database: Database, other: Database, acme: str, customer: str
+) -> None:
+    link(database, "t_other", "cus_other")
+    tell(database, customer, at=AT)
+    tell(database, "cus_other", at=AT, id="sub_other")
+
+    with other.begin(SYSTEM) as connection:
+        questions.lock(connection, customer)
+        connection.commit()
+    with other.begin(SYSTEM) as connection:
+        questions.lock(connection, customer)
+        began = time.monotonic()
+        take_in(database)
+        took = time.monotonic() - began
+    before = states(database)
+    make_due(database)
+    take_in(database)
+
+    assert took < 1
+    assert before == ["due", "settled"]
+    assert states(database) == ["settled", "settled"]
+    assert rows(database, "SELECT looks, failures, lapses FROM inbox WHERE id = 1") in (
+        [],
+        [{"looks": 0, "failures": 0, "lapses": 0}],
+    )
+
+
+def test_a_want_that_comes_after_the_lease_has_lapsed_outlives_the_late_answer(
+    database: Database, acme: str, customer: str
+) -> None:
+    question = put(database, customer, lease=timedelta(0))
+    with database.begin(SYSTEM) as connection:
+        questions.want(connection, [customer])
+
+    assert sync.hold(database, question, an_answer(customer))
+
+    assert is_wanted(database)
+
+
+def test_an_answer_that_cannot_be_held_is_asked_for_again_later_and_later(
+    database: Database, acme: str, customer: str
+) -> None:
+    """Whatever is wrong with it, or with us: its reads are not spent again at once."""
+    question = put(database, customer)
+    broken = an_answer(customer)
+    [(subscription, asked, answered)] = broken.subscriptions.values()
+    facts = replace(subscription.facts, status="\0")  # which no column takes
+    broken.subscriptions["sub_1"] = (replace(subscription, facts=facts), asked, answered)
+    stripe = cast(Stripe, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sync._Reader, "answer", lambda _: broken)
+        with pytest.raises(Exception, match="u0000"):
+            sync.ask(database, stripe, Budget(database, 20), question)
+
+    [row] = rows(database, "SELECT failures, asking_until, wanted_at > now() AS later FROM stripe_customers")
+    assert row == {"failures": 1, "asking_until": None, "later": True}
+
+
+def test_an_item_that_stands_on_two_pages_is_held_once(database: Database, acme: str, customer: str) -> None:
+    twice = [("si_1", "price_1", 1), ("si_1", "price_1", 2)]
+
+    assert sync.hold(database, put(database, customer), an_answer(customer, items=twice))
+
+    assert rows(database, "SELECT quantity FROM subscription_items") == [{"quantity": 2}]
+
+
+def test_with_its_customer_gone_a_subscription_stripe_no_longer_knows_is_over(
+    database: Database, acme: str, customer: str
+) -> None:
+    tell(database, customer, at=AT)
+    take_in(database)
+
+    assert sync.hold(database, put(database, customer), Answer(is_deleted=True))
+
+    assert statuses(database) == {"sub_1": "canceled"}
+
+
+def test_a_subscription_of_another_customers_row_is_asked_about(
+    database: Database, acme: str, customer: str
+) -> None:
+    """Only the holder of a customer's lock writes its rows."""
+    link(database, "t_other", "cus_other")
+    tell(database, "cus_other", at=AT)
+    take_in(database)
+
+    tell(database, customer, at=AT + 100, status="past_due")
+    take_in(database)
+
+    assert statuses(database) == {"sub_1": "active"}
+    assert states(database) == ["settled", "asking"]
