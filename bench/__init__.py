@@ -1,7 +1,10 @@
-"""Measurements, run by hand: the portal route beside bare Flask routes.
+"""Measurements, run by hand: the service beside bare Flask routes and loops.
 
-`python -m bench.portal` compares servers under load, `python -m bench.cpu` the CPU of one request, steadily.
-`portal` has the contestants, the limits and the table; `bare` the routes to beat; `stub` the Stripe all of
-them talk to; `load` the clients; `machine` the processes, the database and what they cost. Nothing of it is
-used by the service, and nothing is written outside a temporary directory.
+`python -m bench.portal` compares the portal route under load, `bench.cpu` the CPU of one such request.
+`bench.acks` compares how events are taken, `bench.drain` how a backlog is worked off; `bench.claim` asks what a
+claim takes in a large inbox, and `bench.renewal` lives through the day on which everybody's month begins.
+
+`bare` has the routes to beat; `stub` the Stripe the portal talks to; `events` what Stripe delivers; `load` the
+clients; `machine` the processes, the database and what they cost; `limits` how verdicts are written. Nothing of
+it is used by the service, and nothing is written outside a temporary directory.
 """

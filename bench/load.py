@@ -1,6 +1,7 @@
-"""The clients: wrk, asking for portal links with the tokens of many tenants in turn.
+"""The clients: wrk, asking for portal links with the tokens of many tenants in turn, or delivering events.
 
-Many tenants, so that neither the limit of links per tenant nor one tenant's lock is what gets measured.
+Many tenants, so that neither the limit of links per tenant nor one tenant's lock is what gets measured. Every
+event is delivered once: they are signed beforehand, and who runs out of them has measured nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jwt
 
+from bench.events import Made, signature
+
+HEAD = (
+    b"POST /webhooks/stripe HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*; q=0.5, application/xml\r\n"
+    b"User-Agent: Stripe/1.0 (+https://stripe.com/docs/webhooks)\r\nCache-Control: no-cache\r\n"
+    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\nStripe-Signature: %b\r\n\r\n"
+)
 TENANTS = [f"tenant-{number:04d}" for number in range(1000)]
 
 SCRIPT = """
@@ -32,11 +41,28 @@ function request()
   return requests[last]
 end
 
+%s
+"""
+
+DELIVER = """
+local deliveries = io.open("%s", "rb")
+
+function request()
+  local length = deliveries:read(8)
+  if not length then os.exit(3) end
+  return deliveries:read(tonumber(length))
+end
+
+%s
+"""
+
+DONE = """
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '\\n{"answers": %%d, "seconds": %%f, "p50": %%f, "p99": %%f, "failures": %%d}\\n',
-    summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+    '\\n{"answers": %d, "seconds": %f, "p50": %f, "p95": %f, "p99": %f, "failures": %d}\\n',
+    summary.requests, summary.duration / 1e6,
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3,
     errors.status + errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
@@ -44,11 +70,12 @@ end
 
 @dataclass(frozen=True)
 class Answers:
-    """What the clients saw; `p50` and `p99` in milliseconds. A failure is an answer that is no 2xx, or none."""
+    """What the clients saw; percentiles in milliseconds. A failure is an answer that is no 2xx, or none."""
 
     answers: int
     seconds: float
     p50: float
+    p95: float
     p99: float
     failures: int
 
@@ -57,22 +84,47 @@ class Clients:
     """Connections kept alive, each asking again as soon as it is answered."""
 
     def __init__(self, key: str, scratch: Path) -> None:
-        self._wrk = shutil.which("wrk") or sys.exit("wrk is missing: install it (apt-get install wrk).")
         self._script = scratch / "portal.lua"
         expires = int(time.time()) + 86400
         tokens = [
             jwt.encode({"sub": "user-1", "tenant_id": tenant, "exp": expires}, key, "HS256")
             for tenant in TENANTS
         ]
-        self._script.write_text(SCRIPT % ",\n".join(f'"{token}"' for token in tokens))
+        self._script.write_text(SCRIPT % (",\n".join(f'"{token}"' for token in tokens), DONE))
 
     def ask(self, port: int, *, clients: int, seconds: int) -> Answers:
         """Ask for so long; what is still unanswered at the end is abandoned."""
-        options = ("-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(self._script))
-        said = subprocess.run(
-            [self._wrk, *options, f"http://127.0.0.1:{port}"], check=True, stdout=subprocess.PIPE, text=True
-        )
-        answers = Answers(**json.loads(said.stdout.splitlines()[-1]))
-        if not answers.answers:
-            sys.exit("A server answered nothing at all: there is nothing to compare.")
-        return answers
+        return _run(self._script, port, clients, seconds)
+
+
+class Deliverers:
+    """The same, with events instead: signed when they are taken in, and each sent once."""
+
+    def __init__(self, secret: str, scratch: Path) -> None:
+        self._secret = secret
+        self._script, self._requests = scratch / "deliver.lua", scratch / "deliveries"
+        self._script.write_text(DELIVER % (self._requests, DONE))
+
+    def sign(self, made: Iterable[Made]) -> None:
+        """Have these ready, signed now; what was left of the last is forgotten."""
+        now = int(time.time())
+        with self._requests.open("wb") as requests:
+            for event in made:
+                request = HEAD % (len(event.body), signature(event.body, self._secret, now)) + event.body
+                requests.write(b"%08d" % len(request) + request)
+
+    def deliver(self, port: int, *, clients: int, seconds: int) -> Answers:
+        """Deliver for so long."""
+        return _run(self._script, port, clients, seconds)
+
+
+def _run(script: Path, port: int, clients: int, seconds: int) -> Answers:
+    wrk = shutil.which("wrk") or sys.exit("wrk is missing: install it (apt-get install wrk).")
+    options = ("-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script))
+    said = subprocess.run([wrk, *options, f"http://127.0.0.1:{port}"], stdout=subprocess.PIPE, text=True)
+    if said.returncode:
+        sys.exit(f"wrk ended with exit code {said.returncode}; 3 means that it had nothing more to deliver.")
+    answers = Answers(**json.loads(said.stdout.splitlines()[-1]))
+    if not answers.answers:
+        sys.exit("A server answered nothing at all: there is nothing to compare.")
+    return answers

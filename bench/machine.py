@@ -6,6 +6,7 @@ database's name, so that its CPU is counted wherever the server came from, as lo
 
 from __future__ import annotations
 
+import http.client
 import os
 import pwd
 import secrets
@@ -67,6 +68,14 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
                 f"{log.read_text(errors='replace')[-2000:]}\nA server did not start; its last words are above."
             )
         time.sleep(0.05)
+
+
+def wait_for_answer(port: int) -> None:
+    """A server listens before those are there who answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+    connection.request("GET", "/")
+    connection.getresponse()
+    connection.close()
 
 
 # What they cost
@@ -179,13 +188,18 @@ class Database:
         self.url = url
         self._name = make_url(url).database
 
+    @property
+    def plain_url(self) -> str:
+        """For psycopg itself, without SQLAlchemy."""
+        return self.url.replace("+psycopg", "", 1)
+
     def backends(self) -> list[int]:
         found = self._server.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", [self._name])
         return [pid for (pid,) in found]
 
 
 @contextmanager
-def database(server_url: str, tenants: list[str]) -> Iterator[Database]:
+def database(server_url: str, tenants: list[str], *, past: int = 100) -> Iterator[Database]:
     """Gone, with its role, when the block ends."""
     name = f"billing_bench_{secrets.token_hex(4)}"
     quoted, password = sql.Identifier(name), secrets.token_hex(16)
@@ -202,15 +216,30 @@ def database(server_url: str, tenants: list[str]) -> Iterator[Database]:
                 check=True,
                 stderr=subprocess.DEVNULL,
             )
-            _fill(address, tenants)
+            _fill(address, tenants, past)
             yield Database(server, address.replace("postgresql", "postgresql+psycopg", 1))
         finally:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(quoted))
             server.execute(sql.SQL("DROP ROLE {}").format(quoted))
 
 
-def _fill(url: str, tenants: list[str]) -> None:
-    """Every tenant with a customer and a past, so that the count of recent links has rows to pass over."""
+def environ(database: Database, secret: str) -> dict[str, str]:
+    """What the service starts with; Stripe is where nobody is."""
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": database.url,
+        "DATABASE_POOL_SIZE": "10",
+        "APP_URL": "https://app.example.com",
+        "STRIPE_SECRET_KEY": "sk_test_bench",
+        "STRIPE_API_BASE": f"http://127.0.0.1:{free_port()}",
+        "STRIPE_WEBHOOK_SECRET": f"whsec_{secret}",
+        "JWT_SECRET_KEY": secret,
+    }
+
+
+def _fill(url: str, tenants: list[str], past: int) -> None:
+    """Every tenant with a customer and so many days' past: the count of recent links has rows to pass over."""
     with psycopg.connect(url) as connection:
         connection.execute("SELECT set_config('billing.scope', 'system', true)")
         connection.execute(
@@ -221,9 +250,9 @@ def _fill(url: str, tenants: list[str]) -> None:
         connection.execute(
             "INSERT INTO audit_log (at, settled_at, tenant_id, actor, action, started, outcome)"
             " SELECT past.at, past.at, tenant, 'user-1', 'portal', true, 'opened' FROM"
-            " generate_series(now() - interval '101 days', now() - interval '1 day', '1 day') past (at),"
+            " generate_series(now() - %s * interval '1 day', now() - interval '1 day', '1 day') past (at),"
             " unnest(%s::text[]) tenant",
-            [tenants],
+            [past, tenants],
         )
         connection.execute(
             "CREATE TABLE bare_tenants AS SELECT tenant_id, stripe_customer_id FROM tenant_config"
