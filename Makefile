@@ -9,7 +9,7 @@ soak: ## the tests of order, crashes and hostile traffic at full length; hours
 mutants: ## plant known bugs one by one and see the tests find them
 lint: ## check style, formatting, types and imports
 setup: ## make .venv, which the others do by themselves
-bench: ## ratios beside bare Flask routes; needs wrk; ARGS="--rounds 2 --seconds 3"
+bench: ## ratios beside bare Flask routes; needs wrk; ARGS="acks --rounds 2" picks one
 lock: ## pin requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest
 run test soak mutants lint setup bench lock: ; @python3 bin/dev $@ $(ARGS)
 

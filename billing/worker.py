@@ -31,7 +31,7 @@ from billing.telemetry import observed
 from billing.wiring import Billing
 
 LEASE = timedelta(seconds=20)
-BATCH = 200
+BATCH = 100
 ASKING = 8  # questions in flight per process; the budget, not this, is what limits them
 IDLE_SECONDS = 0.2  # an event that arrives is seen within this
 AWAY_SECONDS = 0.5  # between two tries while the database is away

@@ -44,6 +44,12 @@ def _finish(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if "row_says_it" not in g:
+        _log_answer(response)
+    return response
+
+
+def _log_answer(response: Response) -> None:
     log.info(
         "http.answered",
         method=request.method,
@@ -51,7 +57,6 @@ def _finish(response: Response) -> Response:
         status=response.status_code,
         ms=round((time.perf_counter() - g.began) * 1000, 1),
     )
-    return response
 
 
 def _forget(_error: BaseException | None) -> None:
