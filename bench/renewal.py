@@ -86,6 +86,8 @@ class Stripe:
         self.milliseconds.append((time.monotonic() - due) * 1000)
 
     async def _post(self, request: bytes) -> bytes:
+        while self.idle and self.idle[-1][0].at_eof():  # a worker that has served its time hangs up
+            self.idle.pop()[1].close()
         reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")

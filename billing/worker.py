@@ -19,7 +19,6 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection
 
 from billing import chores, config, inbox, questions, reconcile, schema, sync, telemetry, wiring
 from billing.budget import Budget
@@ -35,8 +34,9 @@ BATCH = 100
 ASKING = 8  # questions in flight per process; the budget, not this, is what limits them
 IDLE_SECONDS = 0.2  # an event that arrives is seen within this
 AWAY_SECONDS = 0.5  # between two tries while the database is away
+PRUNING_SECONDS = 0.5  # at a time: the events that have just come wait for it
 
-log = structlog.get_logger(__name__)
+log = structlog.get_logger("billing.worker")  # also where it runs as __main__
 
 
 class Worker:
@@ -57,7 +57,7 @@ class Worker:
 
     def _list_chores(self) -> list[Chore]:
         return [
-            Chore("sweep", timedelta(seconds=30), self._in_transaction(inbox.sweep)),
+            Chore("sweep", timedelta(seconds=30), self._sweep),
             Chore("prune", timedelta(minutes=10), self._prune),
             Chore("walk", timedelta(minutes=1), lambda: reconcile.walk(self._db)),
             Chore("undelivered", timedelta(minutes=5), self._begin_listing),
@@ -125,11 +125,6 @@ class Worker:
             chore.do(self._db)
         return bool(claimed or asked)
 
-    def look_at_chores(self) -> None:
-        """Look at all of them in the next round, however lately that was done."""
-        for chore in self._chores:
-            chore.next_look = 0.0
-
     # ---- events
 
     def _claim(self) -> tuple[list[Claimed], list[Question]]:
@@ -196,17 +191,15 @@ class Worker:
 
     # ---- chores
 
-    def _in_transaction(self, work: Callable[[Connection], int]) -> Callable[[], int]:
-        def inner() -> int:
-            with self._db.begin(SYSTEM) as connection:
-                return work(connection)
-
-        return inner
+    def _sweep(self) -> None:
+        with self._db.begin(SYSTEM) as connection:
+            inbox.sweep(connection)
 
     def _prune(self) -> None:
-        """In small batches, each its own transaction, until something is not old enough."""
+        """In small batches, each its own transaction, until one is not old enough or it takes too long."""
         after: int | None = 0
-        while after is not None and not self._stopping.is_set():
+        until = time.monotonic() + PRUNING_SECONDS
+        while after is not None and time.monotonic() < until:
             with self._db.begin(SYSTEM) as connection:
                 after = inbox.prune(connection, after=after)
         with self._db.begin(SYSTEM) as connection:
