@@ -162,3 +162,8 @@ class ServiceUnavailable(BillingError):
 
 class Busy(ServiceUnavailable):
     """The database is there, and took too long over this: it is locked by somebody, or too much."""
+
+    @property
+    def outcome(self) -> str:
+        """Not the word for one that is away."""
+        return f"{self.what}_busy"

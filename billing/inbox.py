@@ -206,7 +206,8 @@ _LOOK_AGAIN = text("""
 """)
 _PUT_OFF = text("UPDATE inbox SET held = NULL, due_at = clock_timestamp() + :delay WHERE id = ANY(:ids)")
 _FAIL = text("""
-    UPDATE inbox SET held = NULL, failures = failures + 1, reason = :reason, due_at = clock_timestamp() + :delay
+    UPDATE inbox SET held = NULL, failures = failures + CASE WHEN :counted THEN 1 ELSE 0 END, reason = :reason,
+                     due_at = clock_timestamp() + :delay
     WHERE id = :id AND attempt = :attempt AND state = 'due'
 """)
 
@@ -247,9 +248,12 @@ def put_off(connection: Connection, ids: Collection[int], *, delay: timedelta) -
         connection.execute(_PUT_OFF, {"ids": list(ids), "delay": delay})
 
 
-def fail(connection: Connection, event: Claimed, *, reason: str, delay: timedelta) -> None:
-    """It could not be worked on, for a reason of ours: again after the delay, and not for ever."""
-    connection.execute(_FAIL, {"id": event.id, "attempt": event.attempt, "reason": reason, "delay": delay})
+def fail(
+    connection: Connection, event: Claimed, *, reason: str, delay: timedelta, counted: bool = True
+) -> None:
+    """It could not be worked on, for a reason of ours: again after the delay and, if counted, not for ever."""
+    values = {"id": event.id, "attempt": event.attempt, "reason": reason, "delay": delay, "counted": counted}
+    connection.execute(_FAIL, values)
 
 
 # The lock order everywhere is by id, and UPDATE alone promises none.

@@ -81,7 +81,8 @@ _MERGE = text("""
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS written (id text, subscription text, status text,
          attempted boolean, finalized_at bigint, as_of bigint)
     ON CONFLICT (stripe_invoice_id) DO UPDATE SET
-        status = excluded.status, attempted = excluded.attempted, finalized_at = excluded.finalized_at,
+        stripe_subscription_id = excluded.stripe_subscription_id, status = excluded.status,
+        attempted = excluded.attempted, finalized_at = excluded.finalized_at,
         as_of = excluded.as_of
 """)
 _HELD = text("""

@@ -50,10 +50,12 @@ class Customer:
     is_asked: bool  # a question is in flight
 
 
+# Those that are missing only: on another's row it would wait for whoever is changing it.
 _KNOW = text("""
     INSERT INTO stripe_customers (stripe_customer_id)
-    SELECT id FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
-    ON CONFLICT DO NOTHING
+    SELECT id FROM unnest(CAST(:ids AS text[])) AS given (id)
+    WHERE NOT EXISTS (SELECT FROM stripe_customers WHERE stripe_customer_id = id)
+    ORDER BY id ON CONFLICT DO NOTHING
 """)
 _LOCK = """
     SELECT stripe_customer_id, deleted_at IS NOT NULL, heard, answered_seen, asking_until IS NOT NULL
@@ -91,12 +93,13 @@ class Heard:
     wanted: bool
 
 
-# While a question is in flight its answer, or its end, decides whether another one is wanted.
+# While a question is in flight its answer, or its end, decides whether another one is wanted. An event does not
+# shorten the pause after a failure.
 _HEAR = text("""
     UPDATE stripe_customers c SET
         heard = told.heard,
         latest_created = greatest(c.latest_created, to_timestamp(told.latest_created)),
-        wanted_at = CASE WHEN wanted AND asking_until IS NULL THEN least(c.wanted_at, clock_timestamp())
+        wanted_at = CASE WHEN wanted AND asking_until IS NULL THEN coalesce(c.wanted_at, clock_timestamp())
                          ELSE c.wanted_at END
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS told (customer text, heard bigint, latest_created bigint, wanted boolean)
@@ -184,21 +187,23 @@ _ANSWERED = text("""
     WHERE stripe_customer_id = :customer
 """)
 _REFUSED = text("""
-    UPDATE stripe_customers SET asking_until = NULL, wanted_at = clock_timestamp()
+    UPDATE stripe_customers SET
+        asking_until = NULL,
+        wanted_at = clock_timestamp() + least(put - answered - 1, 10) * interval '1 second'
     WHERE stripe_customer_id = :customer
 """)
 _FAILED = text("""
     UPDATE stripe_customers SET
-        asking_until = NULL, failures = failures + 1,
+        asking_until = NULL, failures = failures + CASE WHEN :counted THEN 1 ELSE 0 END,
         wanted_at = clock_timestamp()
             + CASE WHEN wanted_at < asking_until THEN least(:delay, interval '1 second') ELSE :delay END
     WHERE stripe_customer_id = :customer AND put = :put
 """)
 
 
-def renew(connection: Connection, question: Question, *, lease: timedelta = LEASE) -> bool:
+def renew(connection: Connection, question: Question) -> bool:
     """Keep the question in flight for another lease. False if a later one has been put."""
-    values = {"customer": question.customer, "put": question.put, "lease": lease}
+    values = {"customer": question.customer, "put": question.put, "lease": LEASE}
     return connection.execute(_RENEW, values).rowcount == 1
 
 
@@ -223,13 +228,13 @@ def answered(connection: Connection, question: Question, *, deleted: bool, again
 
 
 def refused(connection: Connection, question: Question) -> None:
-    """The answer was overtaken by an event: to be put again at once."""
+    """The answer was overtaken by an event: to be put again at once, or soon if that happens over and over."""
     connection.execute(_REFUSED, {"customer": question.customer})
 
 
-def failed(connection: Connection, question: Question, *, delay: timedelta) -> None:
+def failed(connection: Connection, question: Question, *, delay: timedelta, counted: bool = True) -> None:
     """No answer: to be put again after the delay. Nobody's attempts are used up by it."""
-    values = {"customer": question.customer, "put": question.put, "delay": delay}
+    values = {"customer": question.customer, "put": question.put, "delay": delay, "counted": counted}
     connection.execute(_FAILED, values)
 
 

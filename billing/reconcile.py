@@ -1,7 +1,7 @@
 """Find and mend what no event told us: events that were never delivered, and customers nobody asked about.
 
-Nothing is written here: undelivered events go through the inbox, and customers are put on the list of
-questions, so that whatever mends them is the verb.
+Nothing of a tenant's is written here: undelivered events go through the inbox, and customers are put on the
+list of questions, so that whatever mends them is the verb.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import timedelta
 import structlog
 
 from billing import events, inbox, questions
-from billing.budget import Budget, Lane
+from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.events import Json
 from billing.inbox import Delivery
@@ -23,7 +23,6 @@ from billing.stripe_api import Stripe
 STALE = timedelta(hours=24)
 WALKED_AT_ONCE = 100
 LOOK_BACK_SECONDS = 4 * 24 * 3600  # Stripe itself tries for three days
-LONGEST_LIST_SECONDS = 30 * 24 * 3600  # Stripe lists no older events
 
 log = structlog.get_logger(__name__)
 
@@ -43,12 +42,11 @@ def undelivered(
     *,
     livemode: bool,
     since: int | None = None,
-    lane: Lane = "background",
 ) -> int:
     """Fetch what Stripe could not deliver, to us or to another endpoint. How many of them were new to us."""
     since = int(time.time()) - LOOK_BACK_SECONDS if since is None else since
     found = 0
-    for things in _listed(stripe, budget, since, lane):
+    for things in _listed(stripe, budget, since):
         deliveries = [one for one in (_delivery(thing, livemode) for thing in things) if one]
         with db.begin(SYSTEM) as connection:
             known = inbox.known(connection, [one.event_id for one in deliveries])
@@ -58,10 +56,10 @@ def undelivered(
     return found
 
 
-def _listed(stripe: Stripe, budget: Budget, since: int, lane: Lane) -> Iterator[list[Json]]:
+def _listed(stripe: Stripe, budget: Budget, since: int) -> Iterator[list[Json]]:
     after: str | None = None
     while True:
-        budget.spend("events.list", lane)
+        budget.spend("events.list", "background")
         page = stripe.undelivered_events(since, after)
         if page is None:
             return

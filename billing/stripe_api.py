@@ -156,12 +156,12 @@ class Stripe:
 
     def _page(self, method: Any, wanted: Mapping[str, Any], after: str | None) -> Reading | None:
         cursor = {"starting_after": after} if after else {}
-        return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY))
+        return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY), is_list=True)
 
     def _one(self, method: Any, id: str, wanted: Mapping[str, Any]) -> Reading | None:
-        return self._read(lambda: method(id, wanted, ONE_TRY))
+        return self._read(lambda: method(id, wanted, ONE_TRY), is_list=False)
 
-    def _read(self, call: Callable[[], Any]) -> Reading | None:
+    def _read(self, call: Callable[[], Any], *, is_list: bool) -> Reading | None:
         began = time.monotonic()
         try:
             with outbound.within(self._deadline):
@@ -172,7 +172,7 @@ class Stripe:
             raise _failed(e, final=True) from e
         except stripe.StripeError as e:
             raise _failed(e, final=False) from e
-        return _reading(answer, time.monotonic() - began)
+        return _reading(answer, time.monotonic() - began, is_list)
 
     def _call(self, method: Any, params: Any, idempotency_key: str | None) -> Any:
         try:
@@ -252,13 +252,13 @@ def _reason(error: stripe.StripeError) -> str:
     return "refused"
 
 
-def _reading(answer: Any, elapsed: float) -> Reading:
+def _reading(answer: Any, elapsed: float, is_list: bool) -> Reading:
     """The answer was made before the second after its `Date`, and not before it was asked for."""
     response = getattr(answer, "last_response", None)
     thing = response.data if response is not None else None
-    if not isinstance(thing, dict):
+    if not isinstance(thing, dict) or (thing.get("object") == "list") is not is_list:
         raise _nonsense(answer)
-    things = thing.get("data") if thing.get("object") == "list" else [thing]
+    things = thing.get("data") if is_list else [thing]
     if not isinstance(things, list) or not all(isinstance(one, dict) for one in things):
         raise _nonsense(answer)
     try:

@@ -44,7 +44,7 @@ subscriptions = Table(
     metadata,
     Column("stripe_subscription_id", Text, primary_key=True),
     Column("stripe_customer_id", Text, nullable=False),
-    Column("status", Text, nullable=False),  # Stripe's word
+    Column("status", Text, nullable=False),  # Stripe's word, until it forgets the customer
     Column("cancel_at_period_end", Boolean, nullable=False),
     Column("cancel_at", DateTime(timezone=True)),
     Column("canceled_at", DateTime(timezone=True)),
@@ -146,7 +146,9 @@ def read(thing: Json, items: Sequence[Json] | None = None) -> Subscription:
     ends = thing.get("cancel_at_period_end")
     if subscription_id is None or customer is None or status is None or not isinstance(ends, bool):
         raise Incomplete("no id, customer, status or cancel_at_period_end")
-    by_id = {item.id: item for item in (_item(item, thing) for item in items or listed["data"])}
+    by_id = {
+        item.id: item for item in (_item(item, thing) for item in (listed["data"] if items is None else items))
+    }
     facts = Facts(
         status=status,
         items=tuple(by_id[id] for id in sorted(by_id)),  # one may have been listed on two pages

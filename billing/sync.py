@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from billing import checkouts, customers, events, inbox, invoices, questions, subscriptions
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
-from billing.errors import ServiceUnavailable, StripeFailed
+from billing.errors import Busy, ServiceUnavailable, StripeFailed
 from billing.events import Event, Json
 from billing.inbox import Claimed
 from billing.invoices import Invoice
@@ -30,13 +30,14 @@ from billing.stripe_api import API_VERSION, Reading, Stripe
 from billing.subscriptions import FINAL, Held, Snapshot, Subscription, Verdict
 
 SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
-BUSY = timedelta(seconds=0.2)  # somebody else has the customer in hand
+IN_OTHER_HANDS = timedelta(seconds=0.2)  # then the customer may be free again
 LONGEST_BACKOFF_SECONDS = 60.0
 UNKNOWN = timedelta(hours=1)  # before a customer Stripe has never heard of is asked about again
 KEY_REFUSED_SECONDS = 60.0  # how long nobody asks anything once Stripe has refused our key
 RATE_LIMITED_SECONDS = 2.0
 
 DELAYS = {"stopping": timedelta(0), "unknown_customer": UNKNOWN}
+NOT_STRIPES = frozenset({"stopping", "paused"})  # reasons to come back that say nothing about the question
 CLOSED = frozenset({"paid", "void", "uncollectible"})
 PAYING = frozenset({"active", "trialing"})
 
@@ -150,9 +151,9 @@ def apply(db: Database, claimed: Sequence[Claimed]) -> Outcome:
         mine = inbox.still_mine(connection, claimed)
         batch = [one for one in batch if one.id in mine]
         busy = [one.id for one in batch if one.customer and one.customer not in locked]
-        inbox.put_off(connection, busy, delay=BUSY)
+        inbox.put_off(connection, busy, delay=IN_OTHER_HANDS)
         batch = [one for one in batch if not one.customer or one.customer in locked]
-        _bind(connection, batch, locked)
+        _bind(connection, batch)
         outcome = _judge(connection, batch, locked)
         subscriptions.write(connection, outcome.writes)
         questions.hear(connection, _heard(batch, locked, outcome))
@@ -172,7 +173,7 @@ def _let_go(connection: Connection, outcome: Outcome) -> None:
         inbox.bury(connection, ids, reason)
 
 
-def _bind(connection: Connection, batch: Sequence[Told], locked: Mapping[str, Customer]) -> None:
+def _bind(connection: Connection, batch: Sequence[Told]) -> None:
     """A Checkout we opened for a tenant has made it a customer: the one way an event can link anybody."""
     done = {
         one.event.object_id: one
@@ -184,11 +185,11 @@ def _bind(connection: Connection, batch: Sequence[Told], locked: Mapping[str, Cu
     }
     if not done:
         return
-    for session, tenant in checkouts.tenants(connection, list(done)).items():
+    for session, tenant in sorted(checkouts.tenants(connection, list(done)).items(), key=lambda pair: pair[1]):
         one = done[session]
         assert one.event
         assert one.customer
-        if one.event.object.get("client_reference_id") != tenant or one.customer not in locked:
+        if one.event.object.get("client_reference_id") != tenant:
             log.error("checkout.contradicts", session=session, tenant=tenant)
         elif customers.owners(connection, [one.customer]):
             continue
@@ -342,18 +343,17 @@ class Answer:
 def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: Lane = "background") -> bool:
     """Bring one customer up to date by what Stripe says. False if it has to be asked again."""
     try:
-        answer = _Reader(db, stripe, budget, question, lane).answer()
+        return hold(db, question, _Reader(db, stripe, budget, question, lane).answer())
     except StripeFailed as e:
         _failed(db, budget, question, e)
-        return False
-    try:
-        return hold(db, question, answer)
+    except Busy:
+        _failed(db, budget, question, StripeFailed("busy"))
     except ServiceUnavailable:
         raise  # its lease brings it back
     except Exception:
         log.exception("question.broken", customer=question.customer)
         _failed(db, budget, question, StripeFailed("broken_answer"))
-        raise
+    return False
 
 
 def hold(db: Database, question: Question, answer: Answer) -> bool:
@@ -363,6 +363,7 @@ def hold(db: Database, question: Question, answer: Answer) -> bool:
         if not questions.is_latest(connection, question):
             return False
         rows = subscriptions.rows(connection, ids=answer.subscriptions, customers=[question.customer])
+        rows = {id: row for id, row in rows.items() if row.customer == question.customer}
         overtaken = {id for id, row in rows.items() if row.heard > question.heard}
         writes = list(_answered(answer, rows, overtaken))
         if overtaken:
@@ -407,7 +408,7 @@ def _failed(db: Database, budget: Budget, question: Question, failure: StripeFai
         budget.pause(ALL, RATE_LIMITED_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  # spreads, hides nothing
     delay = DELAYS.get(failure.reason, backoff(question.failures))
     with db.begin(SYSTEM) as connection:
-        questions.failed(connection, question, delay=delay)
+        questions.failed(connection, question, delay=delay, counted=failure.reason not in NOT_STRIPES)
     log.warning(
         "question.failed", customer=question.customer, reason=failure.reason, failures=question.failures + 1
     )

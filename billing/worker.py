@@ -34,6 +34,7 @@ BATCH = 100
 ASKING = 8  # questions in flight per process; the budget, not this, is what limits them
 IDLE_SECONDS = 0.2  # an event that arrives is seen within this
 AWAY_SECONDS = 0.5  # between two tries while the database is away
+BUSY = timedelta(seconds=10)  # before an event is tried again that the database took too long over
 PRUNING_SECONDS = 0.5  # at a time: the events that have just come wait for it
 
 log = structlog.get_logger("billing.worker")  # also where it runs as __main__
@@ -52,7 +53,8 @@ class Worker:
         self._askers = ThreadPoolExecutor(ASKING + 1, thread_name_prefix="asking")
         self._in_flight: set[Future[Any]] = set()
         self._listing: Future[Any] | None = None
-        self._pruned_to = ""
+        self._pruned_events: int | None = 0  # where pruning goes on: it is done a little at a time
+        self._pruned_customers = ""
         self._chores = self._list_chores()
 
     def _list_chores(self) -> list[Chore]:
@@ -139,7 +141,7 @@ class Worker:
 
     @observed("worker.apply")
     def _apply(self, claimed: Sequence[Claimed]) -> None:
-        """Apply a batch. If it fails as a whole, one of it is at fault: each of it alone."""
+        """Apply a batch. If it fails as a whole, one of it may be at fault: each of it alone."""
         telemetry.follow(event.trace for event in claimed)
         began = time.monotonic()
         fault = self._try(claimed)
@@ -149,8 +151,15 @@ class Worker:
             self._fail(claimed[0], fault)
         else:
             log.warning("inbox.batch_failed", events=len(claimed), kind=type(fault).__name__)
-            for event in claimed:
-                self._apply([event])
+            self._apply_apart(claimed)
+
+    def _apply_apart(self, claimed: Sequence[Claimed]) -> None:
+        """Each by itself, for as long as the lease surely lasts; it brings back those that are left."""
+        until = time.monotonic() + self._lease.total_seconds() / 2
+        for event in claimed:
+            if self._stopping.is_set() or time.monotonic() > until:
+                return
+            self._apply([event])
 
     def _try(self, claimed: Sequence[Claimed]) -> Exception | None:
         """Apply them, again while the database is away, for as long as the lease surely lasts."""
@@ -169,10 +178,11 @@ class Worker:
                 return None
 
     def _fail(self, event: Claimed, fault: Exception) -> None:
-        log.error("event.failed", event_id=event.event_id, failures=event.failures + 1, exc_info=fault)
+        is_ours = not isinstance(fault, Busy)  # a database that is slow is no event's fault
+        log.error("event.failed", event_id=event.event_id, counted=is_ours, exc_info=fault)
         with self._db.begin(SYSTEM) as connection:
-            delay = sync.backoff(event.failures)
-            inbox.fail(connection, event, reason=type(fault).__name__, delay=delay)
+            delay = sync.backoff(event.failures) if is_ours else BUSY
+            inbox.fail(connection, event, reason=type(fault).__name__, delay=delay, counted=is_ours)
 
     # ---- questions
 
@@ -197,13 +207,13 @@ class Worker:
 
     def _prune(self) -> None:
         """In small batches, each its own transaction, until one is not old enough or it takes too long."""
-        after: int | None = 0
         until = time.monotonic() + PRUNING_SECONDS
-        while after is not None and time.monotonic() < until:
+        self._pruned_events = self._pruned_events or 0
+        while self._pruned_events is not None and time.monotonic() < until:
             with self._db.begin(SYSTEM) as connection:
-                after = inbox.prune(connection, after=after)
+                self._pruned_events = inbox.prune(connection, after=self._pruned_events)
         with self._db.begin(SYSTEM) as connection:
-            self._pruned_to = questions.prune(connection, after=self._pruned_to)
+            self._pruned_customers = questions.prune(connection, after=self._pruned_customers)
 
     def _begin_listing(self) -> None:
         """In a thread of its own, for it may take long: not at the questions' cost, and one at a time."""

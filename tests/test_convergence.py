@@ -111,7 +111,7 @@ class Tables:
         for one in told:
             self.heard = one.heard
             self.latest_created = max(self.latest_created, one.latest_created or 0)
-            if one.wanted and self.asking_until is None:
+            if one.wanted and self.asking_until is None and self.wanted_at is None:
                 self.want()
 
     def want(self, _customers: Collection[str] = ()) -> None:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from billing import inbox, sync
 from billing.db import SYSTEM, Database
@@ -576,3 +577,21 @@ def test_a_worker_waits_for_the_release_to_be_migrated(
 def migrate_to(database: Database, revision: str) -> None:
     """As far as the row that says so."""
     rows(database, "UPDATE alembic_version SET version_num = :revision RETURNING 1", revision=revision)
+
+
+def test_a_database_that_is_slow_for_long_charges_no_event_and_ends_no_round_late(
+    environ: dict[str, str], database: Database, database_url: str, acme: str, customer: str
+) -> None:
+    other = Database(database_url, pool_size=1)
+    for number in range(3):
+        keep(database, an_event("customer.subscription.updated", a_subscription(customer, id=f"sub_{number}")))
+    with a_worker(environ, lease=timedelta(seconds=6)) as worker, other.begin(SYSTEM) as connection:
+        connection.execute(text("LOCK TABLE subscriptions IN SHARE MODE"))
+        began = time.monotonic()
+        worker.work()
+        took = time.monotonic() - began
+    other.close()
+
+    charged = rows(database, "SELECT sum(failures) AS failures, sum(lapses) AS lapses FROM inbox")
+    assert charged == [{"failures": 0, "lapses": 0}]
+    assert took < 8

@@ -17,7 +17,7 @@ from opentelemetry.trace import get_current_span
 from pydantic import BaseModel
 
 from billing import errors, events, inbox, signatures
-from billing.db import WEBHOOK
+from billing.db import WEBHOOK, UnsafeRole
 from billing.inbox import Delivery
 from billing.signatures import Signed
 from billing.telemetry import observed
@@ -52,10 +52,11 @@ def stripe_webhook() -> Received:
         raise errors.BadSignature
     delivery = _delivery(raw, signed)
     try:
-        service().db.run(WEBHOOK, inbox.receive(delivery))
-    except psycopg.Error as e:  # whatever it is, the event is not stored
+        is_new = service().db.run(WEBHOOK, inbox.receive(delivery))
+    except (psycopg.Error, UnsafeRole) as e:  # whatever it is, the event is not stored
         raise errors.ServiceUnavailable("database") from e
-    g.row_says_it = True  # when it came, what it is and who signed it; a line for each would say it twice
+    if is_new:
+        g.row_says_it = True  # when it came, what it is and who signed it; a line for each would say it twice
     return Received()
 
 
