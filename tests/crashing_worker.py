@@ -220,8 +220,7 @@ def end_with(cord: int) -> None:
 def work() -> None:
     """As `python -m billing.worker` does, with leases that a test can wait for."""
     lease = timedelta(seconds=float(os.environ["LEASE_SECONDS"]))
-    for name in ("put", "renew"):
-        setattr(questions, name, functools.partial(getattr(questions, name), lease=lease))
+    vars(questions).update(LEASE=lease, put=functools.partial(questions.put, lease=lease))
     billing = wiring.build(config.load())
     worker = Worker(billing, lease=lease, batch=int(os.environ["BATCH"]))
     end_on_signals(worker)
