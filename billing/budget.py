@@ -56,7 +56,7 @@ _PAUSE = """
 
 
 class Budget:
-    """This process's share of what all of them may ask. Once `stopping` is set nothing more is."""
+    """What this process may ask, of the one rate that all share. Once `stopping` is set, nothing more."""
 
     def __init__(self, db: Database, reads_per_second: int, stopping: Event | None = None) -> None:
         kept = min(KEPT_FOR_PEOPLE, reads_per_second // 2)

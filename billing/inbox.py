@@ -33,6 +33,7 @@ from sqlalchemy import (
 )
 
 from billing.db import Query, metadata, rows
+from billing.events import Event, why_unused
 
 MOST_LAPSES = 5  # leases lost while it was alone, before its body is left unread for good
 MOST_FAILURES = 10  # recorded failures of our own: some minutes
@@ -92,6 +93,21 @@ class Delivery:
     secret: str | None = None
     trace: str | None = None
     unused: str | None = None
+
+    @classmethod
+    def of(cls, event: Event, body: bytes, *, livemode: bool) -> Delivery:
+        """The event, whose bytes these are, for an account in that mode."""
+        return cls(
+            event_id=event.id,
+            type=event.type,
+            object_id=event.object_id,
+            customer=event.customer,
+            created=event.created,
+            api_version=event.api_version,
+            livemode=event.livemode,
+            body=body,
+            unused=why_unused(event, livemode=livemode),
+        )
 
 
 # What FROM names is run before a row is made of it, so the policy sees the scope. There is no conflict target:

@@ -3,7 +3,7 @@
 A question is always about a customer, and never in flight twice: to put one is to count it, and to schedule
 its own retry for the end of its lease. An answer is accepted only if no later question was put, and only for
 subscriptions no event has confirmed or changed since (`heard`). The row's lock is what all who write a
-customer's state take first, in the order of the ids. A deleted customer stays as a tombstone.
+customer's state take first. A deleted customer stays as a tombstone.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ stripe_customers = Table(
     metadata,
     Column("stripe_customer_id", Text, primary_key=True),
     Column("deleted_at", DateTime(timezone=True)),
-    Column(
-        "heard", BigInteger, nullable=False, server_default="0"
-    ),  # counts what an answer on its way may miss
+    Column("heard", BigInteger, nullable=False, server_default="0"),  # counts what an answer may have missed
     Column("latest_created", DateTime(timezone=True)),  # of the events that wanted a question, in Stripe's time
     Column("wanted_at", DateTime(timezone=True)),  # a question is wanted from then on
     Column("put", BigInteger, nullable=False, server_default="0"),  # the number of the latest question

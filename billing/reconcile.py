@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 
 import structlog
@@ -18,7 +17,7 @@ from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.events import Json
 from billing.inbox import Delivery
-from billing.stripe_api import Stripe
+from billing.stripe_api import Reading, Stripe, pages
 
 STALE = timedelta(hours=24)
 WALKED_AT_ONCE = 100
@@ -46,27 +45,19 @@ def undelivered(
     """Fetch what Stripe could not deliver, to us or to another endpoint. How many of them were new to us."""
     since = int(time.time()) - LOOK_BACK_SECONDS if since is None else since
     found = 0
-    for things in _listed(stripe, budget, since):
-        deliveries = [one for one in (_delivery(thing, livemode) for thing in things) if one]
+
+    def read(after: str | None) -> Reading | None:
+        budget.spend("events.list", "background")
+        return stripe.undelivered_events(since, after)
+
+    for page in pages(read):
+        deliveries = [one for one in (_delivery(thing, livemode) for thing in page.things) if one]
         with db.begin(SYSTEM) as connection:
             known = inbox.known(connection, [one.event_id for one in deliveries])
         found += sum(db.run(SYSTEM, inbox.receive(one)) for one in deliveries if one.event_id not in known)
     if found:
         log.warning("reconcile.undelivered", events=found)
     return found
-
-
-def _listed(stripe: Stripe, budget: Budget, since: int) -> Iterator[list[Json]]:
-    after: str | None = None
-    while True:
-        budget.spend("events.list", "background")
-        page = stripe.undelivered_events(since, after)
-        if page is None:
-            return
-        yield page.things
-        if not page.has_more or not page.things:
-            return
-        after = str(page.things[-1].get("id"))
 
 
 def _delivery(thing: Json, livemode: bool) -> Delivery | None:
@@ -76,14 +67,4 @@ def _delivery(thing: Json, livemode: bool) -> Delivery | None:
     except events.Unreadable as e:
         log.warning("reconcile.unreadable", reason=str(e))
         return None
-    return Delivery(
-        event_id=event.id,
-        type=event.type,
-        object_id=event.object_id,
-        customer=event.customer,
-        created=event.created,
-        api_version=event.api_version,
-        livemode=event.livemode,
-        body=body,
-        unused=events.why_unused(event, livemode=livemode),
-    )
+    return Delivery.of(event, body, livemode=livemode)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError
@@ -68,6 +68,16 @@ class Reading:
     has_more: bool
     asked: int
     answered: int
+
+
+def pages(read: Callable[[str | None], Reading | None]) -> Iterator[Reading]:
+    """Page after page, each read when it is wanted; `read` gets the id to go on after."""
+    after: str | None = None
+    while (page := read(after)) is not None:
+        yield page
+        if not page.has_more or not page.things:
+            return
+        after = str(page.things[-1].get("id"))
 
 
 def idempotency_key(*parts: str) -> str:

@@ -2,8 +2,8 @@
 
 The only code that writes a tenant's billing state. `apply` judges a batch of claimed events and, in one
 transaction, holds what is certain, marks whom to ask about, and settles the events. `ask` puts a question
-with no transaction open, then holds the answer and settles what had arrived before it was put. Locks are
-taken in one order: customers, events, tenants.
+with no transaction open, then holds the answer and settles what had arrived before it was put. Whoever
+writes a customer's state has the customer's lock, and takes it first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from billing.events import Event, Json
 from billing.inbox import Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Question
-from billing.stripe_api import API_VERSION, Reading, Stripe
+from billing.stripe_api import API_VERSION, Reading, Stripe, pages
 from billing.subscriptions import FINAL, Held, Snapshot, Subscription, Verdict
 
 SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
@@ -409,9 +409,7 @@ def _failed(db: Database, budget: Budget, question: Question, failure: StripeFai
     delay = DELAYS.get(failure.reason, backoff(question.failures))
     with db.begin(SYSTEM) as connection:
         questions.failed(connection, question, delay=delay, counted=failure.reason not in NOT_STRIPES)
-    log.warning(
-        "question.failed", customer=question.customer, reason=failure.reason, failures=question.failures + 1
-    )
+    log.warning("question.failed", customer=question.customer, reason=failure.reason, before=question.failures)
 
 
 def backoff(failures: int) -> timedelta:
@@ -508,16 +506,11 @@ class _Reader:
     def _pages(
         self, endpoint: str, read: Callable[[str, str | None], Reading | None], of: str
     ) -> Iterator[Reading]:
-        after: str | None = None
-        while True:
+        def counted(after: str | None) -> Reading | None:
             self._spend(endpoint)
-            page = read(of, after)
-            if page is None:
-                return
-            yield page
-            if not page.has_more or not page.things:
-                return
-            after = str(page.things[-1].get("id"))
+            return read(of, after)
+
+        return pages(counted)
 
     def _one(self, endpoint: str, read: Callable[[str], Reading | None], id: str) -> Reading | None:
         self._spend(endpoint)

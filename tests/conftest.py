@@ -30,6 +30,7 @@ from tests.tokens import SHARED_SECRET, a_token
 
 ROOT = Path(__file__).parent.parent
 ROLE = "billing_test"
+IS_SOAK = os.environ.get("SOAK") == "1"  # `make soak`: the same tests at full length
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
 SIGNING_SECRET = "whsec_of_the_tests_own_endpoint"
 ROLE_OF_THE_SERVICE = """

@@ -176,8 +176,8 @@ MUTANTS = [
     Mutant(
         "pages are free",
         "billing/sync.py",
-        "            self._spend(endpoint)\n            page = read(of, after)\n",
-        "            page = read(of, after)\n",
+        "            self._spend(endpoint)\n            return read(of, after)\n",
+        "            return read(of, after)\n",
         "tests/test_budget.py::test_stripe_sees_no_more_than_its_rate_and_pages_count",
     ),
     Mutant(

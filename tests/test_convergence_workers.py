@@ -29,13 +29,13 @@ from billing.subscriptions import DELINQUENT, Facts, Item
 from sandbox.account import Account
 from sandbox.server import DEFAULT_KEY, Server
 from sandbox.store import Store
-from tests.conftest import MakeApp, rows
+from tests.conftest import IS_SOAK, MakeApp, rows
 from tests.deliveries import a_worker, deliver, working
 from tests.histories import START, Clock, History, Told, a_history
 from tests.test_convergence import digested, grace, true_invoices, truth
 
 CASES = 300
-PASSES = 34 if os.environ.get("SOAK") else 1
+PASSES = 34 if IS_SOAK else 1
 LOST = 0.1
 TWICE = 0.3
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import threading
@@ -27,10 +26,9 @@ from billing import subscriptions
 from billing.db import SYSTEM, Database
 from billing.stripe_api import API_VERSION
 from sandbox.server import DEFAULT_KEY, Server, open_server
-from tests.conftest import link, rows
+from tests.conftest import IS_SOAK, link, rows
 from tests.deliveries import Json, a_process, a_subscription, an_event, an_invoice, deliver
 
-IS_SOAK = os.environ.get("SOAK") == "1"
 KILLS, EVENTS = (1000, 50_000) if IS_SOAK else (45, 0)  # at least
 LEASE_SECONDS = 0.5
 POINTS = ("claimed", "read", "written", "before_commit", "after_commit")

@@ -7,7 +7,6 @@ SOAK=1 makes it 20 restarts instead of 4.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import threading
@@ -24,7 +23,7 @@ import requests
 from billing.db import Database
 from sandbox.server import Server
 from tests.a_postgres import Postgres, Stop, a_postgres
-from tests.conftest import a_database, link
+from tests.conftest import IS_SOAK, a_database, link
 from tests.deliveries import WEBHOOK, Json, signature
 from tests.test_crashes import (
     a_history,
@@ -38,7 +37,6 @@ from tests.test_crashes import (
 )
 from tests.test_workers import Served, served
 
-IS_SOAK = os.environ.get("SOAK") == "1"
 RESTARTS = 20 if IS_SOAK else 4
 CUSTOMERS = 60 * RESTARTS  # each has some fifteen events, more than are told
 SENDERS = 4

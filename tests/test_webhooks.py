@@ -38,7 +38,7 @@ from billing.db import Database
 from billing.signatures import fingerprint
 from billing.stripe_api import API_VERSION
 from billing.web.webhooks import LARGEST_EVENT
-from tests.conftest import SIGNING_SECRET, MakeApp, link, rows
+from tests.conftest import IS_SOAK, SIGNING_SECRET, MakeApp, link, rows
 from tests.deliveries import (
     WEBHOOK,
     Json,
@@ -55,8 +55,8 @@ from tests.test_portal_options import wait_until
 from tests.test_signatures import FORGED, NEW, OLD, Forgery
 from tests.test_workers import Served, a_collector, served
 
-HOW_MANY = 10_000 if os.environ.get("SOAK") else 2_000
-KILLS = 20 if os.environ.get("SOAK") else 4
+HOW_MANY = 10_000 if IS_SOAK else 2_000
+KILLS = 20 if IS_SOAK else 4
 SENDERS = 8
 
 RECEIVED = (200, b'{"received":true}')

@@ -8,6 +8,7 @@ with the reason: 4xx would make Stripe try again for days.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import psycopg
 import structlog
@@ -69,18 +70,12 @@ def _delivery(raw: bytes, signed: Signed) -> Delivery:
     trace: dict[str, str] = {}
     if get_current_span().is_recording():
         inject(trace)
+    kept = Delivery.of(event, raw, livemode=service().settings.livemode)
     made_before_sent = event.created is not None and event.created <= signed.at + CLOCK_SLACK_SECONDS
-    return Delivery(
-        event_id=event.id,
-        type=event.type,
-        object_id=event.object_id,
-        customer=event.customer,
+    return replace(
+        kept,
         created=event.created if made_before_sent else None,  # else it would put every later one in the past
-        api_version=event.api_version,
-        livemode=event.livemode,
-        body=raw,
         sent_at=signed.at,
         secret=signed.secret,
         trace=trace.get("traceparent"),
-        unused=events.why_unused(event, livemode=service().settings.livemode),
     )
