@@ -8,7 +8,7 @@ off it is active, failed it is past due. An automatic charge that fails is tried
 import secrets
 from typing import Any
 
-from sandbox import changes
+from sandbox import changes, discounts
 from sandbox.errors import Refusal
 from sandbox.resources import new_id
 from sandbox.store import Json, Store
@@ -61,7 +61,7 @@ def method_of(store: Store, subscription: Json) -> Json | None:
 
 
 def pays(method: Json | None) -> bool:
-    return method is not None and method["card"]["last4"] != NEVER_PAYS
+    return method is not None and method.get("card", {}).get("last4") != NEVER_PAYS
 
 
 def declined() -> Refusal:
@@ -80,11 +80,13 @@ def draw_up(
     id: str | None = None,
     period: tuple[int, int] | None = None,
 ) -> Json:
-    """A new draft over the current period of the items, which is free while on trial."""
+    """A new draft over the current period of the items, which is free while on trial, less its discounts."""
     now = store.now()
     invoice_id = id or new_id("in", 24)
     lines = [line(subscription, item, invoice_id) for item in items_of(store, subscription)]
-    total = sum(line["amount"] for line in lines)
+    subtotal = sum(line["amount"] for line in lines)
+    taken = discounts.take_off(store, subscription, lines)
+    total = subtotal - sum(each["amount"] for each in taken)
     customer = store.collection("customer")[subscription["customer"]]
     start, end = period or (now, now)
     # what is not collected, or no more attempted, stays a draft that nobody finalizes
@@ -125,7 +127,7 @@ def draw_up(
         "customer_tax_exempt": customer["tax_exempt"],
         "customer_tax_ids": [],
         "default_tax_rates": [],
-        "discounts": [],
+        "discounts": [each["discount"] for each in taken],
         "issuer": {"type": "self"},
         "lines": {
             "object": "list",
@@ -158,16 +160,18 @@ def draw_up(
         "status_transitions": dict.fromkeys(
             ("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")
         ),
-        "subtotal": total,
-        "subtotal_excluding_tax": total,
+        "subtotal": subtotal,
+        "subtotal_excluding_tax": subtotal,
         "total": total,
-        "total_discount_amounts": [],
+        "total_discount_amounts": taken,
         "total_excluding_tax": total,
         "total_pretax_credit_amounts": [],
         "total_taxes": [],
         "webhooks_delivered_at": now,
     }
-    return changes.created(store, invoice)
+    changes.created(store, invoice)
+    discounts.use_up(store, subscription, taken)
+    return invoice
 
 
 def line(subscription: Json, item: Json, invoice_id: str) -> Json:

@@ -1,15 +1,17 @@
 """What is created or changed at Stripe is also told as an event, in the same second.
 
 `created` and `updated` write an object and announce that; `happened` announces what has a name of its own,
-as `invoice.paid` has. What an update changed goes along as it was before.
+as `invoice.paid` has. What an update changed goes along as it was before. What a customer is entitled to
+follows each change of a subscription.
 """
 
 from typing import Any
 
+from sandbox import entitlements
 from sandbox.resources.events import announce
 from sandbox.store import Json, Store
 
-FAMILY = {"subscription": "customer.subscription"}
+FAMILY = {"discount": "customer.discount", "subscription": "customer.subscription"}
 
 
 def created(store: Store, thing: Json) -> Json:
@@ -20,12 +22,14 @@ def created(store: Store, thing: Json) -> Json:
 
 def updated(store: Store, thing: Json, **changes: Any) -> Json:
     if before := store.change(thing, **changes):
-        announce(store, f"{family(thing)}.updated", thing, before)
+        happened(store, thing, "updated", before)
     return thing
 
 
-def happened(store: Store, thing: Json, what: str) -> None:
-    announce(store, f"{family(thing)}.{what}", thing)
+def happened(store: Store, thing: Json, what: str, before: Json | None = None) -> None:
+    announce(store, f"{family(thing)}.{what}", thing, before)
+    if thing["object"] == "subscription":
+        entitlements.follow(store, thing)
 
 
 def family(thing: Json) -> str:

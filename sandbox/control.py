@@ -1,15 +1,16 @@
 """/_sandbox: the levers behind the scenery. No part of Stripe's API, and no key is asked for.
 
-Things go wrong by /_sandbox/faults, /latency and /webhooks; time moves by /clock; things happen by
-/checkout, /events and /secrets; what happened is at /requests, /connections and /deliveries. `Control`
-pulls the same levers from Python, in this process or another, and says what each does.
+Things go wrong by /_sandbox/faults, /latency and /webhooks; time moves by /clock, and what an account does
+about unpaid invoices is set at /dunning; things happen by /checkout, /authentication, /settlement, /events
+and /secrets; what happened is at /requests, /connections and /deliveries. `Control` pulls the same levers
+from Python, in this process or another, and says what each does.
 """
 
 import http.client
 import json
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from flask import Blueprint, request
@@ -22,6 +23,7 @@ from sandbox.deliveries import Deliveries
 from sandbox.errors import Refusal
 from sandbox.faults import Fault
 from sandbox.resources import checkout, events, webhook_endpoints
+from sandbox.store import RETRY_DAYS
 
 Answer = tuple[Any, int]
 
@@ -40,6 +42,19 @@ class Advance:
 class Checkout:
     session: str
     payment_method: str | None = "pm_card_visa"
+    promotion_code: str | None = None
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Outcome:
+    session: str
+    succeed: bool = True
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Dunning:
+    after_retries: Literal["canceled", "unpaid", "past_due"] = "canceled"
+    retry_days: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: list(RETRY_DAYS))
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -109,9 +124,30 @@ def blueprint(account: Account, deliveries: Deliveries) -> Blueprint:
     @levers.post("/checkout")
     def complete_checkout() -> Answer:
         given = TypeAdapter(Checkout).validate_json(request.get_data())
-        session = checkout.complete(account.store, given.session, given.payment_method)
+        session = checkout.complete(account.store, given.session, given.payment_method, given.promotion_code)
         account.store.save()
         return session, 200
+
+    @levers.post("/authentication")
+    def authenticate() -> Answer:
+        given = TypeAdapter(Outcome).validate_json(request.get_data())
+        session = checkout.authenticate(account.store, given.session, given.succeed)
+        account.store.save()
+        return session, 200
+
+    @levers.post("/settlement")
+    def settle_payment() -> Answer:
+        given = TypeAdapter(Outcome).validate_json(request.get_data())
+        session = checkout.settle(account.store, given.session, given.succeed)
+        account.store.save()
+        return session, 200
+
+    @levers.post("/dunning")
+    def set_dunning() -> Answer:
+        given = TypeAdapter(Dunning).validate_json(request.get_data())
+        account.store.after_retries, account.store.retry_days = given.after_retries, given.retry_days
+        account.store.save()
+        return asdict(given), 200
 
     @levers.post("/events")
     def let_happen() -> Answer:
@@ -196,12 +232,33 @@ class Control:
         """Let time pass at Stripe, with all that falls due on the way. It does not go back."""
         self.send("POST", "clock", {"advance": seconds})
 
-    def complete_checkout(self, session: str, payment_method: str | None = "pm_card_visa") -> dict[str, Any]:
-        """What a customer does on Stripe's page. Answers the session."""
+    def complete_checkout(
+        self,
+        session: str,
+        payment_method: str | None = "pm_card_visa",
+        promotion_code: str | None = None,
+    ) -> dict[str, Any]:
+        """What a customer does on Stripe's page. Answers the session, which 3-D Secure leaves open."""
         done: dict[str, Any] = self.send(
-            "POST", "checkout", {"session": session, "payment_method": payment_method}
+            "POST",
+            "checkout",
+            {"session": session, "payment_method": payment_method, "promotion_code": promotion_code},
         )
         return done
+
+    def authenticate(self, session: str, succeed: bool = True) -> dict[str, Any]:
+        """3-D Secure, after `complete_checkout` with such a card. Answers the session."""
+        done: dict[str, Any] = self.send("POST", "authentication", {"session": session, "succeed": succeed})
+        return done
+
+    def settle_payment(self, session: str, succeed: bool = True) -> dict[str, Any]:
+        """What the bank does days after `complete_checkout` with a bank account. Answers the session."""
+        done: dict[str, Any] = self.send("POST", "settlement", {"session": session, "succeed": succeed})
+        return done
+
+    def dunning(self, **settings: Any) -> None:
+        """What the account does about unpaid renewals: `retry_days`, `after_retries`, or as at first."""
+        self.send("POST", "dunning", settings)
 
     def happen(self, type: str, object: dict[str, Any], created: int | None = None) -> dict[str, Any]:
         """An event out of the blue, with nothing behind it."""
@@ -242,6 +299,7 @@ class Control:
         """No faults, latency, webhooks or events, nothing noted; calls that hang in a fault are cut off."""
         self.send("DELETE", "faults")
         self.latency(0)
+        self.dunning()
         self.send("DELETE", "webhooks")
         self.send("DELETE", "requests")
 

@@ -2,8 +2,9 @@
 
 `catch_up` does all that is due by now, `advance` moves Stripe's clock first. A subscription falls due at
 the end of its trial or period, when it is to be canceled, when a pause of its collection ends, 23 hours
-after a first invoice nobody paid; an invoice when it is to be finalized or charged; a Checkout session
-when it expires. `due_at` says when, from what the object says; doing it moves that on.
+after a first invoice nobody paid; an invoice when it is to be finalized or charged; a Checkout session, a
+coupon or a promotion code when it expires. `due_at` says when, from what the object says; doing it moves
+that on.
 """
 
 import heapq
@@ -12,7 +13,7 @@ from calendar import monthrange
 from datetime import UTC, datetime
 from typing import Any
 
-from sandbox import bills, changes
+from sandbox import bills, changes, discounts
 from sandbox.bills import DAY
 from sandbox.resources import new_id
 from sandbox.store import Json, Store
@@ -85,6 +86,14 @@ def dates_of_session(store: Store, session: Json) -> list[int | None]:
     return [session["expires_at"]] if session["status"] == "open" else []
 
 
+def dates_of_coupon(store: Store, coupon: Json) -> list[int | None]:
+    return [coupon["redeem_by"]] if coupon["valid"] else []
+
+
+def dates_of_code(store: Store, code: Json) -> list[int | None]:
+    return [code["expires_at"]] if code["active"] else []
+
+
 def subscription_due(store: Store, subscription: Json) -> None:
     now = store.now()
     pause = subscription["pause_collection"] or {}
@@ -131,11 +140,10 @@ def expire(store: Store, subscription: Json) -> None:
 
 
 def end(store: Store, subscription: Json, **details: Any) -> None:
+    """What never began expires instead."""
     now = store.now()
     store.change(
         subscription,
-        status="canceled",
-        ended_at=now,
         canceled_at=subscription["canceled_at"] or now,
         cancellation_details={
             **subscription["cancellation_details"],
@@ -143,6 +151,10 @@ def end(store: Store, subscription: Json, **details: Any) -> None:
             **details,
         },
     )
+    if subscription["status"] == "incomplete":
+        expire(store, subscription)
+        return
+    store.change(subscription, status="canceled", ended_at=now)
     changes.happened(store, subscription, "deleted")
     bills.give_up(store, subscription)
 
@@ -274,5 +286,13 @@ DATES = {
     "subscription": dates_of_subscription,
     "invoice": dates_of_invoice,
     "checkout.session": dates_of_session,
+    "coupon": dates_of_coupon,
+    "promotion_code": dates_of_code,
 }
-HAPPENINGS = {"subscription": subscription_due, "invoice": invoice_due, "checkout.session": session_due}
+HAPPENINGS = {
+    "subscription": subscription_due,
+    "invoice": invoice_due,
+    "checkout.session": session_due,
+    "coupon": discounts.lapse,
+    "promotion_code": discounts.lapse,
+}

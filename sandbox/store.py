@@ -20,6 +20,8 @@ Json = dict[str, Any]
 # Nothing short-lived is asked for after Stripe's own 24 hours; older entries make room.
 SHORT_LIVED_SECONDS = 24 * 3600
 
+RETRY_DAYS = [3, 5, 7, 7]  # from one failed payment to the next attempt
+
 # kept in the file, beside the objects
 SETTINGS = ("offset_seconds", "retry_days", "after_retries")
 
@@ -31,7 +33,7 @@ class Store:
         self.clock = clock
         self.offset_seconds = 0  # how far Stripe's time runs ahead of the clock
         self.instant: int | None = None  # Stripe's time while something due earlier is made up for
-        self.retry_days = [3, 5, 7, 7]  # from one failed payment to the next attempt
+        self.retry_days = list(RETRY_DAYS)
         self.after_retries = "canceled"  # or unpaid, or past_due
         self.collections: dict[str, dict[str, Json]] = {}
         if path and path.exists():

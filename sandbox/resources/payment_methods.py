@@ -1,6 +1,8 @@
-"""/v1/payment_methods: cards, made from the test ids of Stripe's test mode, which is all there is of them.
+"""/v1/payment_methods: cards and bank accounts, made from the test ids of Stripe's test mode and no others.
 
-Attaching `pm_card_visa` makes a card that always pays; `pm_card_chargeCustomerFail` one that never does.
+Attaching `pm_card_visa` makes a card that always pays, `pm_card_chargeCustomerFail` one that never does;
+`pm_card_visa_chargeDeclined` cannot even be attached. That a card wants its holder authenticated, or that
+a bank takes days, shows where somebody pays by it on a Checkout page: later charges go through at once.
 """
 
 from stripe.params import (
@@ -12,7 +14,7 @@ from stripe.params import (
 )
 
 from sandbox import changes
-from sandbox.bills import NEVER_PAYS
+from sandbox.bills import NEVER_PAYS, declined
 from sandbox.errors import Refusal, missing
 from sandbox.resources import Call, Operation, customers, listed, new_id, pick
 from sandbox.store import Json, Store
@@ -23,6 +25,38 @@ CARDS = {
     "pm_card_visa": ("visa", "4242"),
     "pm_card_mastercard": ("mastercard", "4444"),
     "pm_card_chargeCustomerFail": ("visa", NEVER_PAYS),
+    "pm_card_visa_chargeDeclined": ("visa", "0002"),
+    "pm_card_threeDSecureRequired": ("visa", "3063"),
+}
+DECLINED = {"pm_card_visa_chargeDeclined"}
+AUTHENTICATED = {"pm_card_threeDSecureRequired"}
+
+BANK_ACCOUNTS: dict[str, tuple[str, Json]] = {
+    "pm_success_de": (
+        "sepa_debit",
+        {
+            "bank_code": "37040044",
+            "branch_code": "",
+            "country": "DE",
+            "fingerprint": "sandboxsepa3000",
+            "generated_from": {"charge": None, "setup_attempt": None},
+            "last4": "3000",
+        },
+    ),
+    "pm_usBankAccount_success": (
+        "us_bank_account",
+        {
+            "account_holder_type": "company",
+            "account_type": "checking",
+            "bank_name": "STRIPE TEST BANK",
+            "financial_connections_account": None,
+            "fingerprint": "sandboxbank6789",
+            "last4": "6789",
+            "networks": {"preferred": "ach", "supported": ["ach"]},
+            "routing_number": "110000000",
+            "status_details": None,
+        },
+    ),
 }
 
 
@@ -35,7 +69,9 @@ def attach(call: Call, id: str) -> Json:
 
 
 def attached(store: Store, id: str, customer: str) -> Json:
-    method = store.insert(card(store, *CARDS[id])) if id in CARDS else store.find(KIND, id)
+    if id in DECLINED:
+        raise declined()
+    method = made(store, id) or store.find(KIND, id)
     if method["customer"] not in (None, customer):
         raise Refusal("The payment method you provided has already been attached to a customer.")
     store.change(method, customer=customer)
@@ -43,7 +79,21 @@ def attached(store: Store, id: str, customer: str) -> Json:
     return method
 
 
-def card(store: Store, brand: str, last4: str) -> Json:
+def type_of(store: Store, id: str) -> str:
+    """Of a payment method, or of what a test id stands for."""
+    if id in CARDS:
+        return "card"
+    return BANK_ACCOUNTS[id][0] if id in BANK_ACCOUNTS else str(store.find(KIND, id)["type"])
+
+
+def made(store: Store, id: str) -> Json | None:
+    """A new payment method, where the id is one of the test mode's."""
+    if id in CARDS:
+        return store.insert(new(store, "card", card(*CARDS[id])))
+    return store.insert(new(store, *BANK_ACCOUNTS[id])) if id in BANK_ACCOUNTS else None
+
+
+def new(store: Store, type: str, details: Json) -> Json:
     return {
         "id": new_id("pm", 24),
         "object": KIND,
@@ -55,31 +105,35 @@ def card(store: Store, brand: str, last4: str) -> Json:
             "phone": None,
             "tax_id": None,
         },
-        "card": {
-            "brand": brand,
-            "checks": {
-                "address_line1_check": None,
-                "address_postal_code_check": None,
-                "cvc_check": "pass",
-            },
-            "country": "US",
-            "display_brand": brand,
-            "exp_month": 12,
-            "exp_year": 2040,
-            "fingerprint": f"sandbox{brand}{last4}",
-            "funding": "credit",
-            "generated_from": None,
-            "last4": last4,
-            "networks": {"available": [brand], "preferred": None},
-            "regulated_status": "unregulated",
-            "three_d_secure_usage": {"supported": True},
-            "wallet": None,
-        },
         "created": store.now(),
         "customer": None,
         "livemode": False,
         "metadata": {},
-        "type": "card",
+        "type": type,
+        type: details,
+    }
+
+
+def card(brand: str, last4: str) -> Json:
+    return {
+        "brand": brand,
+        "checks": {
+            "address_line1_check": None,
+            "address_postal_code_check": None,
+            "cvc_check": "pass",
+        },
+        "country": "US",
+        "display_brand": brand,
+        "exp_month": 12,
+        "exp_year": 2040,
+        "fingerprint": f"sandbox{brand}{last4}",
+        "funding": "credit",
+        "generated_from": None,
+        "last4": last4,
+        "networks": {"available": [brand], "preferred": None},
+        "regulated_status": "unregulated",
+        "three_d_secure_usage": {"supported": True},
+        "wallet": None,
     }
 
 

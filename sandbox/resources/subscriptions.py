@@ -21,7 +21,17 @@ from stripe.params import (
 from sandbox import bills, changes, life
 from sandbox.bills import DAY
 from sandbox.errors import Refusal, missing, no_such, not_here
-from sandbox.resources import Call, Operation, customers, listed, merged, merged_metadata, new_id, pick
+from sandbox.resources import (
+    Call,
+    Operation,
+    customers,
+    listed,
+    merged,
+    merged_metadata,
+    new_id,
+    pick,
+    promotion_codes,
+)
 from sandbox.store import Json, Store
 from sandbox.wire import Params
 
@@ -54,7 +64,9 @@ IGNORED = ("proration_behavior", "proration_date")
 
 def create(call: Call) -> Json:
     store = call.store
-    given = pick(call.params, *CHANGEABLE, "currency", "customer", "trial_period_days")
+    given = pick(
+        call.params, *CHANGEABLE, "automatic_tax", "currency", "customer", "discounts", "trial_period_days"
+    )
     check(given)
     if not given.get("items"):
         raise missing("items")
@@ -68,6 +80,7 @@ def create(call: Call) -> Json:
     subscription |= changes_of(store, subscription, given)
     if trial_end is None:
         subscription["status"] = first_status(store, subscription, items, given.get("payment_behavior"))
+    subscription["discounts"] = discounted(store, subscription, items, given.get("discounts") or [])
     for item in items:
         store.insert(item)
     changes.created(store, subscription)
@@ -85,7 +98,8 @@ def new(store: Store, given: Params) -> Json:
         "id": new_id("sub", 24),
         "object": KIND,
         **NOT_SET,
-        "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
+        "automatic_tax": {"disabled_reason": None, "liability": None, "enabled": False}
+        | given.get("automatic_tax", {}),
         "billing_cycle_anchor": now,
         "billing_mode": {
             "flexible": {"proration_discounts": "included"},
@@ -237,6 +251,19 @@ def first_status(store: Store, subscription: Json, items: list[Json], behavior: 
     if not bills.pays(method) and behavior == "error_if_incomplete":
         raise bills.declined()
     return "active" if bills.pays(method) else "incomplete"
+
+
+def discounted(store: Store, subscription: Json, items: list[Json], entries: list[Params]) -> list[str]:
+    choices = promotion_codes.chosen(
+        store,
+        entries,
+        customer=subscription["customer"],
+        currency=subscription["currency"],
+        amount=bills.price_of(items),
+    )
+    return promotion_codes.redeem(
+        store, choices, customer=subscription["customer"], subscription=subscription["id"]
+    )
 
 
 def check(given: Params) -> None:

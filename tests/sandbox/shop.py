@@ -6,7 +6,17 @@ No HTTP and a clock that stands still until it is advanced, so a history takes m
 from typing import Any
 
 from sandbox import life
-from sandbox.resources import Call, customers, invoices, payment_methods, prices, products, subscriptions
+from sandbox.entitlements import holding_of
+from sandbox.resources import (
+    Call,
+    customers,
+    features,
+    invoices,
+    payment_methods,
+    prices,
+    products,
+    subscriptions,
+)
 from sandbox.store import Json, Store
 
 DAY = 24 * 3600
@@ -16,13 +26,17 @@ START = 1_796_083_200  # 2026-12-01T00:00:00Z
 class Shop:
     def __init__(self) -> None:
         self.store = Store(clock=lambda: float(START))
-        self.product = products.create(self.call(name="Pro"))["id"]
+        self.opens("Pro")
         self.price = self.sells(interval="month")
         self.customer = customers.create(self.call(email="ada@acme.example"))["id"]
         self.takes("pm_card_visa")
 
     def call(self, **params: Any) -> Call:
         return Call(self.store, params, "http://stripe.test")
+
+    def opens(self, name: str) -> None:
+        """Another product, which is what is sold from now on."""
+        self.product: str = products.create(self.call(name=name))["id"]
 
     def sells(self, amount: int = 1000, **recurring: Any) -> str:
         return self.priced(amount, recurring=recurring)
@@ -42,6 +56,18 @@ class Shop:
         method = payment_methods.attach(self.call(customer=self.customer), card)["id"]
         settings = {"default_payment_method": method}
         customers.update(self.call(invoice_settings=settings), self.customer)
+
+    def adds(self, lookup_key: str) -> str:
+        """A new feature of the product. Answers the attachment, which `removes` takes."""
+        feature = features.create(self.call(lookup_key=lookup_key, name=lookup_key))["id"]
+        return str(features.attach(self.call(entitlement_feature=feature), self.product)["id"])
+
+    def removes(self, attachment: str) -> None:
+        features.detach(self.call(), self.product, attachment)
+
+    def entitlements(self) -> set[str]:
+        """The lookup keys of what the customer may use."""
+        return {active["lookup_key"] for active in holding_of(self.store, self.customer)["active"]}
 
     def subscribe(self, **params: Any) -> Json:
         given = {"customer": self.customer, "items": [{"price": self.price}], **params}

@@ -141,6 +141,8 @@ def test_an_open_session_can_be_expired_once(shop: Shop) -> None:
         ({"customer": "cus_none"}, "customer"),
         ({"mode": "payment"}, "line_items[0][price]"),
         ({"customer_update": {"name": "auto"}}, "customer_update"),
+        ({"subscription_data": {"trial_period_days": 0}}, "subscription_data[trial_period_days]"),
+        ({"subscription_data": {"trial_end": START + DAY}}, "subscription_data[trial_end]"),
     ],
 )
 def test_what_stripe_refuses_is_refused(shop: Shop, params: dict[str, Any], param: str) -> None:
@@ -166,3 +168,55 @@ def test_the_other_modes_can_be_completed_too(shop: Shop) -> None:
     assert (once["payment_status"], setup["payment_status"]) == ("paid", "no_payment_required")
     assert list(differences(stripe.checkout.Session, once)) == []
     assert list(differences(stripe.checkout.Session, setup)) == []
+
+
+def test_the_address_to_return_to_keeps_the_place_for_the_session(shop: Shop) -> None:
+    session = a_session(shop, success_url="https://app.example/?checkout={CHECKOUT_SESSION_ID}")
+
+    assert session["success_url"] == "https://app.example/?checkout={CHECKOUT_SESSION_ID}"
+
+
+def test_what_a_trial_without_a_card_comes_to_is_passed_on(shop: Shop) -> None:
+    settings = {"end_behavior": {"missing_payment_method": "pause"}}
+    session = a_session(
+        shop,
+        subscription_data={"trial_period_days": 14, "trial_settings": settings},
+        payment_method_collection="if_required",
+    )
+    checkout.complete(shop.store, session["id"], payment_method=None)
+
+    shop.pass_days(15)
+
+    assert shop.store.find("subscription", session["subscription"])["status"] == "paused"
+
+
+def test_subscribing_wants_a_recurring_price(shop: Shop) -> None:
+    once = [{"price": shop.sells_once(500)}]
+
+    with pytest.raises(Refusal, match="at least one recurring price"):
+        checkout.create(shop.call(mode="subscription", success_url="https://a.example/", line_items=once))
+
+
+def test_tax_on_a_known_customer_wants_their_address(shop: Shop) -> None:
+    taxed: Json = {"customer": shop.customer, "automatic_tax": {"enabled": True}}
+
+    with pytest.raises(Refusal) as refused:
+        a_session(shop, **taxed)
+    session = a_session(shop, **taxed, customer_update={"address": "auto"})
+    checkout.complete(shop.store, session["id"])
+
+    assert refused.value.body["error"]["code"] == "customer_tax_location_invalid"
+    assert shop.store.find("customer", shop.customer)["address"]["country"] == "US"
+    assert session["automatic_tax"]["status"] == "complete"
+    assert shop.store.find("subscription", session["subscription"])["automatic_tax"]["enabled"]
+    assert list(differences(stripe.checkout.Session, session)) == []
+
+
+def test_tax_ids_of_a_known_customer_want_their_name(shop: Shop) -> None:
+    wanted: Json = {"customer": shop.customer, "tax_id_collection": {"enabled": True}}
+
+    with pytest.raises(Refusal, match="requires updating business name"):
+        a_session(shop, **wanted)
+    session = a_session(shop, **wanted, customer_update={"name": "auto"})
+
+    assert session["tax_id_collection"] == {"enabled": True, "required": "never"}

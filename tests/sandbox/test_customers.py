@@ -107,3 +107,70 @@ def test_customers_are_listed_newest_first_by_address(api: stripe.StripeClient) 
 
     assert ([customer.id for customer in newest.data], newest.has_more) == ([second], True)
     assert ([customer.id for customer in older.data], older.has_more) == ([first], False)
+
+
+def test_customers_are_found_by_their_metadata(raw: Raw, api: stripe.StripeClient) -> None:
+    wanted = api.v1.customers.create({"metadata": {"tenant": "t-search", "plan": "pro"}}).id
+    api.v1.customers.create({"metadata": {"tenant": "t-other", "plan": "pro"}})
+
+    answer = raw("GET", "/v1/customers/search", params={"query": "metadata['tenant']:'t-search'"}).json()
+
+    assert list(differences(stripe.Customer, answer["data"][0])) == []
+    assert [customer["id"] for customer in answer.pop("data")] == [wanted]
+    assert answer == {
+        "object": "search_result",
+        "url": "/v1/customers/search",
+        "has_more": False,
+        "next_page": None,
+    }
+
+
+@pytest.mark.parametrize("joint", [" AND ", " and ", " "])
+def test_all_clauses_of_a_search_have_to_hold(api: stripe.StripeClient, joint: str) -> None:
+    wanted = api.v1.customers.create({"metadata": {"tenant": f"t{joint}", "plan": "pro"}}).id
+    api.v1.customers.create({"metadata": {"tenant": f"t{joint}", "plan": "free"}})
+
+    found = api.v1.customers.search(
+        {"query": f"metadata['tenant']:'t{joint}'{joint}metadata[\"plan\"]:\"pro\""}
+    )
+
+    assert [customer.id for customer in found.data] == [wanted]
+
+
+def test_a_quote_in_a_search_is_escaped(api: stripe.StripeClient) -> None:
+    tenant = "o'reilly' AND metadata['plan']:'pro"
+    wanted = api.v1.customers.create({"metadata": {"tenant": tenant}}).id
+    escaped = tenant.replace("'", "\\'")
+
+    found = api.v1.customers.search({"query": f"metadata['tenant']:'{escaped}'"})
+
+    assert [customer.id for customer in found.data] == [wanted]
+
+
+def test_a_search_comes_by_page(api: stripe.StripeClient) -> None:
+    made = [api.v1.customers.create({"metadata": {"tenant": "t-paged"}}).id for _ in range(3)]
+
+    first = api.v1.customers.search({"query": "metadata['tenant']:'t-paged'", "limit": 2})
+
+    assert first.has_more
+    assert [customer.id for customer in first.auto_paging_iter()] == made[::-1]
+
+
+def test_a_deleted_customer_is_not_found(api: stripe.StripeClient) -> None:
+    gone = api.v1.customers.create({"metadata": {"tenant": "t-gone"}}).id
+    api.v1.customers.delete(gone)
+
+    found = api.v1.customers.search({"query": "metadata['tenant']:'t-gone'"})
+
+    assert found.data == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["name:'Ada'", "metadata['a']:'1' OR metadata['a']:'2'", "-metadata['a']:'1'", "metadata['a']~'1'", "Ada"],
+)
+def test_a_search_for_more_than_metadata_is_not_spoken_here(api: stripe.StripeClient, query: str) -> None:
+    with pytest.raises(stripe.APIError, match="search query") as refused:
+        api.v1.customers.search({"query": query})
+
+    assert refused.value.http_status == 501

@@ -113,6 +113,28 @@ def test_a_failure_inside_stripe_is_saved(sandbox: Control, raw: Raw) -> None:
     assert again.headers["Idempotent-Replayed"] == "true"
 
 
+def test_a_failure_that_came_after_the_effect_is_saved_too(sandbox: Control, raw: Raw) -> None:
+    sandbox.fault("500", times=1, after=True)
+    data = {"email": "after@acme.example"}
+
+    first = raw("POST", CUSTOMERS, data=data, headers=with_key("k-500-after"))
+    again = raw("POST", CUSTOMERS, data=data, headers=with_key("k-500-after"))
+
+    assert (first.status_code, again.status_code) == (500, 500)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert len(raw("GET", CUSTOMERS, params=data).json()["data"]) == 1
+
+
+def test_a_replay_knows_nothing_of_what_happened_since(raw: Raw) -> None:
+    first = raw("POST", CUSTOMERS, headers=with_key("k-deleted-since"))
+    raw("DELETE", f"{CUSTOMERS}/{first.json()['id']}")
+
+    again = raw("POST", CUSTOMERS, headers=with_key("k-deleted-since"))
+
+    assert (again.status_code, again.text) == (200, first.text)
+    assert again.headers["Idempotent-Replayed"] == "true"
+
+
 @pytest.mark.parametrize("kind", ["400", "401", "429", "503"])
 def test_a_failure_on_the_way_in_is_not_saved(sandbox: Control, raw: Raw, kind: str) -> None:
     sandbox.fault(kind, times=1)

@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,11 +10,73 @@ from tests.sandbox.shapes import differences
 
 BACK = "https://app.example.com/settings/billing"
 INVOICES: Any = {"invoice_history": {"enabled": True}}
+PRODUCTS: Any = ["features.subscription_update.products"]
 
 
 @pytest.fixture
 def customer(api: stripe.StripeClient) -> str:
     return api.v1.customers.create({"name": "Ada"}).id
+
+
+@dataclass
+class Offer:
+    """A product of two prices, and a configuration in which customers may change between them."""
+
+    product: str
+    monthly: str
+    yearly: str
+    configuration: str
+
+
+@pytest.fixture
+def offer(api: stripe.StripeClient) -> Offer:
+    product = api.v1.products.create({"name": "Pro"}).id
+    monthly, yearly = (a_price(api, product, interval) for interval in ("month", "year"))
+    params: Any = {"features": updates(product, monthly, yearly)}
+    configuration = api.v1.billing_portal.configurations.create(params).id
+    return Offer(product, monthly, yearly, configuration)
+
+
+def a_price(api: stripe.StripeClient, product: str, interval: Any = "month") -> str:
+    return api.v1.prices.create(
+        {"product": product, "currency": "eur", "unit_amount": 900, "recurring": {"interval": interval}}
+    ).id
+
+
+def updates(product: str, *prices: str) -> Any:
+    return {
+        "payment_method_update": {"enabled": True},
+        "subscription_cancel": {"enabled": True, "mode": "immediately"},
+        "subscription_update": {
+            "enabled": True,
+            "default_allowed_updates": ["price", "quantity"],
+            "products": [{"product": product, "prices": list(prices)}],
+        },
+    }
+
+
+def subscribed(api: stripe.StripeClient, customer: str, *prices: str, **more: Any) -> stripe.Subscription:
+    params: Any = {
+        "customer": customer,
+        "items": [{"price": price} for price in prices],
+        "trial_period_days": 30,
+        **more,
+    }
+    return api.v1.subscriptions.create(params)
+
+
+def item_of(subscription: stripe.Subscription) -> str:
+    return str(subscription.to_dict()["items"]["data"][0]["id"])
+
+
+def opened(api: stripe.StripeClient, customer: str, offer: Offer, kind: str, **details: Any) -> Any:
+    """A session of the offer's configuration, for one flow."""
+    params: Any = {
+        "customer": customer,
+        "configuration": offer.configuration,
+        "flow_data": {"type": kind, kind: details},
+    }
+    return api.v1.billing_portal.sessions.create(params)
 
 
 def test_a_session_belongs_to_its_customer_and_returns_to_the_app(
@@ -30,14 +93,6 @@ def test_a_session_belongs_to_its_customer_and_returns_to_the_app(
     [
         {"type": "payment_method_update"},
         {"type": "customer_update", "after_completion": {"type": "redirect", "redirect": {"return_url": BACK}}},
-        {"type": "subscription_cancel", "subscription_cancel": {"subscription": "sub_1"}},
-        {
-            "type": "subscription_update_confirm",
-            "subscription_update_confirm": {
-                "subscription": "sub_1",
-                "items": [{"id": "si_1", "price": "price_1", "quantity": 2}],
-            },
-        },
     ],
     ids=lambda flow: str(flow["type"]),
 )
@@ -50,6 +105,95 @@ def test_a_session_has_every_field_the_sdk_promises(raw: Raw, customer: str, flo
     assert {name: answer["flow"][name] for name in flow if name != "after_completion"} == {
         name: flow[name] for name in flow if name != "after_completion"
     }
+
+
+def test_the_flows_of_a_subscription_have_every_field_too(
+    api: stripe.StripeClient, raw: Raw, customer: str, offer: Offer
+) -> None:
+    made = subscribed(api, customer, offer.monthly)
+    item = {"id": item_of(made), "price": offer.yearly, "quantity": 2}
+    for kind, more in {
+        "subscription_cancel": {},
+        "subscription_update": {},
+        "subscription_update_confirm": {"items": [item]},
+    }.items():
+        details = {"subscription": made.id, **more}
+        params = {
+            "customer": customer,
+            "configuration": offer.configuration,
+            "flow_data": {"type": kind, kind: details},
+        }
+
+        answer = raw(
+            "POST", "/v1/billing_portal/sessions", data=dict(stripe._encode._api_encode(params))
+        ).json()
+
+        assert list(differences(stripe.billing_portal.Session, answer)) == []
+        assert answer["flow"][kind] == details
+
+
+@pytest.mark.parametrize("kind", ["subscription_cancel", "subscription_update"])
+def test_a_flow_is_about_a_subscription_of_the_customer(
+    api: stripe.StripeClient, customer: str, offer: Offer, kind: str
+) -> None:
+    another = subscribed(api, api.v1.customers.create().id, offer.monthly).id
+
+    for id in (another, "sub_none"):
+        with pytest.raises(stripe.InvalidRequestError, match="No such subscription") as refused:
+            opened(api, customer, offer, kind, subscription=id)
+        assert refused.value.code == "resource_missing"
+        assert refused.value.param == f"flow_data[{kind}][subscription]"
+
+
+@pytest.mark.parametrize("kind", ["subscription_cancel", "subscription_update"])
+def test_a_flow_is_about_a_subscription_that_is_alive(
+    api: stripe.StripeClient, customer: str, offer: Offer, kind: str
+) -> None:
+    made = subscribed(api, customer, offer.monthly).id
+    api.v1.subscriptions.cancel(made)
+
+    with pytest.raises(stripe.InvalidRequestError, match="because it is canceled"):
+        opened(api, customer, offer, kind, subscription=made)
+
+
+def test_a_flow_needs_its_feature(api: stripe.StripeClient, customer: str, offer: Offer) -> None:
+    made = subscribed(api, customer, offer.monthly).id
+    offer.configuration = api.v1.billing_portal.configurations.create({"features": INVOICES}).id
+
+    for kind, what in (("subscription_cancel", "canceled"), ("subscription_update", "updated")):
+        with pytest.raises(stripe.InvalidRequestError, match=f"cannot be {what} because .* is disabled"):
+            opened(api, customer, offer, kind, subscription=made)
+
+
+def test_several_items_cannot_be_changed_in_the_portal(
+    api: stripe.StripeClient, customer: str, offer: Offer
+) -> None:
+    made = subscribed(api, customer, offer.monthly, a_price(api, offer.product)).id
+
+    with pytest.raises(stripe.InvalidRequestError, match="multiple items"):
+        opened(api, customer, offer, "subscription_update", subscription=made)
+
+    assert opened(api, customer, offer, "subscription_cancel", subscription=made).url
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ([{"id": "OWN", "quantity": 2}, {"id": "OWN", "quantity": 3}], "Exactly one item"),
+        ([{"id": "si_none", "quantity": 2}], "No such subscription_item"),
+        ([{"id": "OWN", "price": "price_none"}], "must also be included in the configuration"),
+        ([{"id": "OWN", "quantity": 1}], "there are no changes to confirm"),
+    ],
+    ids=["two", "another's", "not offered", "no change"],
+)
+def test_a_change_to_confirm_is_one_the_portal_offers(
+    api: stripe.StripeClient, customer: str, offer: Offer, items: list[dict[str, Any]], reason: str
+) -> None:
+    made = subscribed(api, customer, offer.monthly)
+    items = [item | {"id": item["id"].replace("OWN", item_of(made))} for item in items]
+
+    with pytest.raises(stripe.InvalidRequestError, match=reason):
+        opened(api, customer, offer, "subscription_update_confirm", subscription=made.id, items=items)
 
 
 def test_a_flow_needs_its_details(api: stripe.StripeClient, customer: str) -> None:
@@ -127,28 +271,63 @@ def test_a_configuration_that_is_off_or_unknown_opens_nothing(api: stripe.Stripe
         assert refused.value.param == "configuration"
 
 
-def test_a_configuration_keeps_what_was_given_and_fills_in_the_rest(raw: Raw, api: stripe.StripeClient) -> None:
+def test_a_configuration_keeps_what_was_given_and_fills_in_the_rest(
+    raw: Raw, api: stripe.StripeClient, offer: Offer
+) -> None:
     configuration = api.v1.billing_portal.configurations.create(
         {
             "name": "Team",
             "business_profile": {"headline": "Hello"},
-            "features": {
-                "subscription_cancel": {"enabled": True, "mode": "immediately"},
-                "subscription_update": {
-                    "enabled": True,
-                    "default_allowed_updates": ["price"],
-                    "products": [{"product": "prod_1", "prices": ["price_1"]}],
-                },
-            },
+            "features": updates(offer.product, offer.monthly),
         }
     )
 
-    answer = raw("GET", f"/v1/billing_portal/configurations/{configuration.id}").json()
+    answer = raw(
+        "GET", f"/v1/billing_portal/configurations/{configuration.id}", params={"expand[]": PRODUCTS}
+    ).json()
 
     assert list(differences(stripe.billing_portal.Configuration, answer)) == []
     assert answer["features"]["subscription_cancel"]["mode"] == "immediately"
     assert answer["features"]["subscription_cancel"]["proration_behavior"] == "none"
     assert not answer["features"]["invoice_history"]["enabled"]
+
+
+def test_products_are_told_only_to_those_who_expand_them(api: stripe.StripeClient, offer: Offer) -> None:
+    configurations = api.v1.billing_portal.configurations
+
+    plain = configurations.retrieve(offer.configuration).to_dict()
+    asked = configurations.retrieve(offer.configuration, {"expand": PRODUCTS}).to_dict()
+    listed = configurations.list({"limit": 1, "expand": [f"data.{PRODUCTS[0]}"]}).to_dict()["data"][0]
+
+    assert "products" not in plain["features"]["subscription_update"]
+    [entry] = asked["features"]["subscription_update"]["products"]
+    assert (entry["product"], entry["prices"]) == (offer.product, [offer.monthly, offer.yearly])
+    assert listed["features"]["subscription_update"]["products"] == [entry]
+
+
+def test_products_can_be_changed_later(api: stripe.StripeClient, offer: Offer) -> None:
+    configurations = api.v1.billing_portal.configurations
+
+    params: Any = {"features": updates(offer.product, offer.yearly), "expand": PRODUCTS}
+    after = configurations.update(offer.configuration, params).to_dict()
+
+    assert after["features"]["subscription_update"]["products"][0]["prices"] == [offer.yearly]
+
+
+def test_a_configuration_offers_only_prices_of_its_products(api: stripe.StripeClient, offer: Offer) -> None:
+    other = a_price(api, api.v1.products.create({"name": "Other"}).id)
+
+    for prices in ([other], ["price_none"]):
+        with pytest.raises(stripe.InvalidRequestError) as refused:
+            api.v1.billing_portal.configurations.create({"features": updates(offer.product, *prices)})
+        assert refused.value.param == "features[subscription_update][products][0][prices][0]"
+
+
+def test_changes_of_subscriptions_want_changes_of_cards(api: stripe.StripeClient, offer: Offer) -> None:
+    features = updates(offer.product, offer.monthly) | {"payment_method_update": {"enabled": False}}
+
+    with pytest.raises(stripe.InvalidRequestError, match="while payment method update is disabled"):
+        api.v1.billing_portal.configurations.create({"features": features})
 
 
 def test_the_default_configuration_cannot_be_switched_off(api: stripe.StripeClient) -> None:

@@ -34,12 +34,12 @@ def test_a_price_has_every_field_the_sdk_promises(
 
 
 def test_a_lookup_key_is_found_and_belongs_to_one_price(api: stripe.StripeClient, product: str) -> None:
-    first = a_price(api, product, lookup_key="pro_monthly")
+    first = a_price(api, product, lookup_key="pro_found_once")
 
     with pytest.raises(stripe.InvalidRequestError, match="already uses that lookup key"):
-        a_price(api, product, lookup_key="pro_monthly")
+        a_price(api, product, lookup_key="pro_found_once")
 
-    found = api.v1.prices.list({"lookup_keys": ["pro_monthly", "none"], "expand": ["data.product"]}).data
+    found = api.v1.prices.list({"lookup_keys": ["pro_found_once", "none"], "expand": ["data.product"]}).data
     assert [price.id for price in found] == [first.id]
     assert isinstance(found[0].product, stripe.Product)
 
@@ -66,6 +66,27 @@ def test_prices_are_listed_by_product_interval_and_whether_active(
     assert listed() == [yearly.id, monthly.id]
     assert listed(active=True) == [yearly.id]
     assert listed(recurring=MONTHLY) == [monthly.id]
+
+
+def test_prices_come_by_page_with_their_products(api: stripe.StripeClient, product: str) -> None:
+    made = [a_price(api, product).id for _ in range(3)]
+
+    newest = api.v1.prices.list({"product": product, "limit": 2, "expand": ["data.product"]})
+
+    paged = list(newest.auto_paging_iter())
+    assert newest.has_more
+    assert [price.id for price in paged] == made[::-1]
+    assert {price.product.name for price in paged if isinstance(price.product, stripe.Product)} == {"Pro"}
+
+
+def test_a_change_of_metadata_is_told_with_what_was_before(api: stripe.StripeClient, product: str) -> None:
+    price = a_price(api, product, metadata={"limit.projects": "5"}).id
+
+    api.v1.prices.update(price, {"metadata": {"limit.projects": "50"}})
+
+    event = api.v1.events.list({"type": "price.updated", "limit": 1}).data[0].to_dict()["data"]
+    assert (event["object"]["id"], event["object"]["metadata"]) == (price, {"limit.projects": "50"})
+    assert event["previous_attributes"] == {"metadata": {"limit.projects": "5"}}
 
 
 def test_an_update_without_a_lookup_key_leaves_it(api: stripe.StripeClient, product: str) -> None:
