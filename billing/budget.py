@@ -15,6 +15,7 @@ from typing import Literal
 import psycopg
 from sqlalchemy import Column, DateTime, Table, Text
 
+from billing import deadline
 from billing.db import SYSTEM, Database, Query, metadata
 from billing.errors import StripeFailed
 
@@ -66,9 +67,10 @@ class Budget:
         self._stopping = stopping or Event()
 
     def spend(self, endpoint: str, lane: Lane) -> None:
-        """Return when one read of this endpoint may be sent; `StripeFailed` if that is not soon."""
+        """Return when one read of this endpoint may be sent; `StripeFailed` if that is not in time."""
         every = self._every.get(lane, self._every["background"])
-        values = {"endpoint": endpoint, "lane": lane, "every": every, "patience": PATIENCE}
+        patience = min(PATIENCE, timedelta(seconds=max(0.0, min(deadline.left(), 60.0))))
+        values = {"endpoint": endpoint, "lane": lane, "every": every, "patience": patience}
         seconds = self._db.run(SYSTEM, Query("budget.reserve", _RESERVE, values, _seconds))
         if seconds is None:
             raise StripeFailed("paused")

@@ -177,6 +177,13 @@ class Settings(BaseModel):
     jwt_roles_claim: str = "roles"
     billing_manager_roles: CommaList = ()
 
+    billing_default_plan: str | None = Field(None, pattern=r"^[!-~]{1,200}$")
+    billing_grace_days: int | None = Field(None, ge=0, le=365)
+    billing_grace_after_trial: bool = True
+    billing_trial_days: int = Field(0, ge=0, le=730)
+    billing_automatic_tax: bool = False
+    billing_promotion_codes: bool = False
+
     billing_stripe_reads_per_second: int = Field(20, ge=2, le=100)
     billing_links_per_minute: int = Field(30, ge=1)
     trusted_proxies: int = Field(0, ge=0, le=10)

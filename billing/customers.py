@@ -80,8 +80,24 @@ _LINK = text("""
     ON CONFLICT (tenant_id) DO UPDATE
     SET stripe_customer_id = excluded.stripe_customer_id, updated_at = clock_timestamp()
     WHERE t.stripe_customer_id IS DISTINCT FROM excluded.stripe_customer_id
-      AND (:replace OR coalesce(t.stripe_customer_id, '') = '')
+      AND (:replace OR coalesce(t.stripe_customer_id, '') IN ('', :instead_of))
     RETURNING tenant_id
+""")
+_OF = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant"
+_GIVEN = text(_OF)
+_KEPT = text(f"{_OF} FOR NO KEY UPDATE")
+_EVER = text("""
+    SELECT stripe_customer_id FROM tenant_links WHERE tenant_id = :tenant
+    UNION SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant AND stripe_customer_id <> ''
+""")
+# One that came into the table past us has no history; it gets one before it is overwritten.
+_RECALL = text("""
+    INSERT INTO tenant_links (tenant_id, stripe_customer_id, linked_by, linked_at)
+    SELECT t.tenant_id, t.stripe_customer_id, 'unknown', t.created_at FROM tenant_config t
+    WHERE t.tenant_id = :tenant AND t.stripe_customer_id <> '' AND NOT EXISTS (
+        SELECT FROM tenant_links l
+        WHERE l.tenant_id = t.tenant_id AND l.stripe_customer_id = t.stripe_customer_id
+    )
 """)
 _UNLINKED = text("""
     UPDATE tenant_links SET unlinked_at = clock_timestamp() WHERE tenant_id = :tenant AND unlinked_at IS NULL
@@ -96,15 +112,36 @@ def owners(connection: Connection, customers: Collection[str]) -> dict[str, str]
     return {row[0]: row[1] for row in connection.execute(_OWNERS, {"customers": list(customers)})}
 
 
-def link(connection: Connection, tenant_id: str, customer: str, *, by: str, replace: bool = False) -> bool:
-    """Make the customer the tenant's; with `replace` in another one's place. False if nothing changed.
+def of(connection: Connection, tenant_id: str, *, keep: bool = False) -> str | None:
+    """The tenant's Stripe customer, or None where it has none yet. `keep` lets nobody change it meanwhile."""
+    return connection.scalar(_KEPT if keep else _GIVEN, {"tenant": tenant_id}) or None
+
+
+def ever(connection: Connection, tenant_id: str) -> list[str]:
+    """Every Stripe customer the tenant has been."""
+    return list(connection.scalars(_EVER, {"tenant": tenant_id}))
+
+
+def link(
+    connection: Connection,
+    tenant_id: str,
+    customer: str,
+    *,
+    by: str,
+    replace: bool = False,
+    instead_of: str | None = None,
+) -> bool:
+    """Make the customer the tenant's; with `replace` in another one's place, or only `instead_of` that one.
+
+    False if nothing changed.
 
     The caller holds the customer's lock, asks Stripe about it afterwards, and wakes its events.
     """
     if owners(connection, [customer]).get(customer, tenant_id) != tenant_id:
         raise AlreadyLinked
     values = {"tenant": tenant_id, "customer": customer}
-    if connection.scalar(_LINK, {**values, "replace": replace}) is None:
+    connection.execute(_RECALL, values)
+    if connection.scalar(_LINK, {**values, "replace": replace, "instead_of": instead_of or ""}) is None:
         return False
     connection.execute(_UNLINKED, values)
     connection.execute(_LINKED, {**values, "by": by})

@@ -72,6 +72,7 @@ class Scope:
 
 SYSTEM = Scope("system")  # every row: the service itself, never on a user's behalf
 WEBHOOK = Scope("webhook")  # may add to the inbox, and see nothing
+PUBLIC = Scope("public")  # sees the catalogue, and nothing of any tenant's
 
 
 class UnsafeRole(Exception):

@@ -131,17 +131,164 @@ class BadEvent(BillingError):
     sentence = "Invalid payload"
 
 
-class StripeFailed(BillingError):
-    """Stripe refused, failed, or did not answer in time. Callers see no more than a 500."""
+class PlanNotFound(BillingError):
+    """No plan on offer has this key."""
 
-    def __init__(self, reason: str, *, retry_after: int | None = None) -> None:
+    status = 404
+    code = "plan_not_found"
+    sentence = "plan: is not one of the plans on offer"
+
+
+class CheckoutNotFound(BillingError):
+    """No Checkout of this tenant's has this id, whoever else's it may be."""
+
+    status = 404
+    code = "checkout_not_found"
+    sentence = "No such checkout"
+
+
+class AlreadySubscribed(BillingError):
+    """The tenant has a subscription: whatever is wrong with it is mended in the portal, not by a second one."""
+
+    status = 409
+    code = "already_subscribed"
+    sentence = "There is a subscription already; change it in the customer portal"
+
+
+class PaymentProcessing(BillingError):
+    """A Checkout is done, and its payment is not through yet."""
+
+    status = 409
+    code = "payment_processing"
+    sentence = "A payment is still on its way; wait for its outcome before starting another checkout"
+
+
+class NoSubscription(BillingError):
+    """The flow wants a subscription, and the tenant has none."""
+
+    status = 409
+    code = "no_subscription"
+    sentence = "There is no subscription; start one with a checkout"
+
+
+class AlreadyCanceling(BillingError):
+    """Its end is set already."""
+
+    status = 409
+    code = "already_canceling"
+    sentence = "The subscription is already set to end; open the plain portal to resume it"
+
+
+class MultipleItems(BillingError):
+    """Stripe's portal changes subscriptions of a single item only."""
+
+    status = 409
+    code = "multiple_items"
+    sentence = "A subscription with several items cannot be changed in the portal"
+
+
+class PlanNotOffered(BillingError):
+    """The portal's configuration does not list the price."""
+
+    status = 409
+    code = "plan_not_offered"
+    sentence = "The customer portal does not offer this plan"
+
+
+class NoChange(BillingError):
+    """The subscription is what is asked for already."""
+
+    status = 409
+    code = "no_change"
+    sentence = "The subscription has this plan and quantity already"
+
+
+class CheckoutUnderWay(BillingError):
+    """A tenant cannot be given another customer while its own may be paying."""
+
+    status = 409
+    code = "checkout_under_way"
+    sentence = "A checkout of this tenant is under way; try again when it is done or has expired"
+
+
+class StateUnknown(BillingError):
+    """Stripe has never told us about this tenant, and cannot be asked just now."""
+
+    status = 503
+    code = "state_unknown"
+    sentence = "What this tenant may use is not known yet"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=5)
+
+
+class CatalogueUnknown(BillingError):
+    """Nobody has read Stripe's catalogue yet: the worker does it when it starts."""
+
+    status = 503
+    code = "catalogue_unknown"
+    sentence = "What can be bought is not known yet"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=2)
+
+
+class CheckoutBusy(BillingError):
+    """Others are opening a Checkout for the same tenant, and take too long."""
+
+    status = 503
+    code = "checkout_busy"
+    sentence = "Another checkout of this tenant is being opened; try again"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after=2)
+
+
+class StripeRefused(BillingError):
+    """Stripe would not do it: our fault or our settings', and no use in trying again."""
+
+    status = 502
+    code = "stripe_error"
+    sentence = "Stripe refused the request"
+
+
+class StripeUnavailable(BillingError):
+    """Stripe is away, too slow, or wants us to slow down."""
+
+    status = 503
+    code = "stripe_unavailable"
+    sentence = "Stripe cannot be reached; try again"
+
+
+class StripeFailed(BillingError):
+    """Stripe refused, failed, or did not answer in time. Unless a door says more, callers see a 500."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: int | None = None,
+        code: str | None = None,
+        about: str | None = None,
+        replayed: bool = False,
+    ) -> None:
         super().__init__(retry_after=retry_after)
         self.reason = reason
+        self.code_at_stripe = code
+        self.about = about  # the parameter at fault, by Stripe's name
+        self.replayed = replayed  # what an earlier request with the same key had come to
 
     @property
     def outcome(self) -> str:
         """Stripe's own word for it, where it gave one."""
         return f"stripe_{self.reason}"
+
+    @property
+    def told(self) -> BillingError:
+        """What a caller is told of it, where the contract has a word for it."""
+        if self.reason in ("refused", "key_refused"):
+            return StripeRefused()
+        return StripeUnavailable(retry_after=5)
 
 
 class ServiceUnavailable(BillingError):

@@ -35,6 +35,10 @@ CHECKOUT = frozenset(
     f"checkout.session.{change}"
     for change in ("completed", "async_payment_succeeded", "async_payment_failed", "expired")
 )
+CATALOGUE = frozenset(
+    f"{kind}.{change}" for kind in ("product", "price") for change in ("created", "updated", "deleted")
+)
+ENTITLEMENTS = "entitlements.active_entitlement_summary.updated"
 CUSTOMER_DELETED = "customer.deleted"
 # Known, and nothing is kept of them here: what they change is read where it is needed.
 SILENT = frozenset(
@@ -42,8 +46,6 @@ SILENT = frozenset(
         *("customer.created", "customer.updated", "invoice.upcoming", "invoice_payment.paid"),
         *("charge.dispute.created", "charge.dispute.closed", "charge.refunded"),
         *("account.application.deauthorized", "test_helpers.test_clock.ready"),
-        *("entitlements.active_entitlement_summary.updated",),
-        *(f"{kind}.{change}" for kind in ("product", "price") for change in ("created", "updated", "deleted")),
         *(
             f"subscription_schedule.{change}"
             for change in ("created", "updated", "released", "canceled", "completed", "aborted", "expiring")
@@ -54,7 +56,7 @@ SILENT = frozenset(
         ),
     }
 )
-USED = SUBSCRIPTION | INVOICE | CHECKOUT | {CUSTOMER_DELETED}
+USED = SUBSCRIPTION | INVOICE | CHECKOUT | CATALOGUE | {ENTITLEMENTS, CUSTOMER_DELETED}
 
 
 class Unreadable(Exception):

@@ -22,7 +22,7 @@ from jwt import PyJWK, PyJWKSet
 from jwt.exceptions import InvalidTokenError, PyJWKSetError, PyJWTError
 from urllib3.exceptions import HTTPError
 
-from billing import outbound
+from billing import deadline, outbound
 from billing.config import Settings
 from billing.db import Scope
 from billing.errors import NoTenant, ServiceUnavailable, Unauthorized
@@ -151,7 +151,7 @@ class IssuerKeys:
         self._asked_at = self._clock()
 
     def _published(self) -> Mapping[str, PyJWK]:
-        with outbound.within(KEYS_DEADLINE_SECONDS):
+        with deadline.within(KEYS_DEADLINE_SECONDS):
             answer = self._http.request("GET", self._address)
         if answer.status != 200:
             raise HTTPError(f"the issuer answered {answer.status}")

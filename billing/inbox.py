@@ -291,14 +291,19 @@ def answered(connection: Connection, customer: str, *, seen: int) -> list[tuple[
     return [(row.id, row.event_id, row.reason) for row in found]
 
 
-_IS_ASKING = text("SELECT EXISTS (SELECT FROM inbox WHERE customer = :customer AND state = 'asking')")
+_IS_ASKING = text("""
+    SELECT EXISTS (
+        SELECT FROM inbox
+        WHERE customer = :customer AND state = 'asking' AND (CAST(:type AS text) IS NULL OR type = :type)
+    )
+""")
 # Numbers are given out in order: whatever has a higher one had not arrived when this was read.
 _NEWEST = text("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM inbox_id_seq")
 
 
-def is_asking(connection: Connection, customer: str) -> bool:
-    """Whether an event of this customer still needs an answer."""
-    return bool(connection.scalar(_IS_ASKING, {"customer": customer}))
+def is_asking(connection: Connection, customer: str, type: str | None = None) -> bool:
+    """Whether an event of this customer, or one of this type, still needs an answer."""
+    return bool(connection.scalar(_IS_ASKING, {"customer": customer, "type": type}))
 
 
 def newest(connection: Connection) -> int:

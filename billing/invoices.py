@@ -27,6 +27,7 @@ invoices = Table(
     Column("status", Text, nullable=False),
     Column("attempted", Boolean, nullable=False),
     Column("finalized_at", DateTime(timezone=True)),
+    Column("due_at", DateTime(timezone=True)),  # of one that is sent, and charged to nothing
     Column("as_of", DateTime(timezone=True), nullable=False),
     CheckConstraint("status IN ('draft', 'open', 'uncollectible', 'paid', 'void')", name="status_known"),
     Index("ix_invoices_stripe_subscription_id", "stripe_subscription_id"),
@@ -43,11 +44,17 @@ class Invoice:
     attempted: bool
     finalized_at: int | None
     as_of: int
+    due_at: int | None = None  # where it is sent, and nobody is charged
 
     @property
     def is_overdue(self) -> bool:
         """Whether somebody tried to collect it, and it is still open."""
         return self.status == "open" and self.attempted
+
+    @property
+    def may_be_overdue(self) -> bool:
+        """Whether it explains a subscription that is past due: nobody attempts what is sent and has a date."""
+        return self.status == "open" and (self.attempted or self.due_at is not None)
 
 
 def read(thing: Json, as_of: int) -> Invoice | None:
@@ -57,13 +64,15 @@ def read(thing: Json, as_of: int) -> Invoice | None:
         return None
     transitions = thing.get("status_transitions")
     finalized = moment(transitions.get("finalized_at")) if isinstance(transitions, dict) else None
-    return Invoice(invoice_id, subscription, status, thing.get("attempted") is True, finalized, as_of)
+    attempted, due = thing.get("attempted") is True, moment(thing.get("due_date"))
+    return Invoice(invoice_id, subscription, status, attempted, finalized, as_of, due)
 
 
 def merge(one: Invoice, other: Invoice) -> Invoice:
     """What both together say; the order does not matter."""
     ahead = max(one, other, key=lambda invoice: (RANK[invoice.status], invoice.status))
     finalized = [at for at in (one.finalized_at, other.finalized_at) if at is not None]
+    due = [at for at in (one.due_at, other.due_at) if at is not None]  # it is put off, if anything
     return Invoice(
         one.id,
         ahead.subscription,
@@ -71,28 +80,32 @@ def merge(one: Invoice, other: Invoice) -> Invoice:
         one.attempted or other.attempted,
         min(finalized, default=None),
         max(one.as_of, other.as_of),
+        max(due, default=None),
     )
 
 
 _MERGE = text("""
     INSERT INTO invoices (
-        stripe_invoice_id, stripe_subscription_id, status, attempted, finalized_at, as_of)
-    SELECT id, subscription, status, attempted, to_timestamp(finalized_at), to_timestamp(as_of)
+        stripe_invoice_id, stripe_subscription_id, status, attempted, finalized_at, due_at, as_of)
+    SELECT id, subscription, status, attempted, to_timestamp(finalized_at), to_timestamp(due_at),
+           to_timestamp(as_of)
     FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS written (id text, subscription text, status text,
-         attempted boolean, finalized_at bigint, as_of bigint)
+         attempted boolean, finalized_at bigint, due_at bigint, as_of bigint)
     ON CONFLICT (stripe_invoice_id) DO UPDATE SET
         stripe_subscription_id = excluded.stripe_subscription_id, status = excluded.status,
         attempted = excluded.attempted, finalized_at = excluded.finalized_at,
-        as_of = excluded.as_of
+        due_at = excluded.due_at, as_of = excluded.as_of
 """)
 _HELD = text("""
     SELECT stripe_invoice_id, stripe_subscription_id, status, attempted,
-           extract(epoch FROM finalized_at)::bigint, extract(epoch FROM as_of)::bigint
+           extract(epoch FROM finalized_at)::bigint, extract(epoch FROM as_of)::bigint,
+           extract(epoch FROM due_at)::bigint
     FROM invoices WHERE stripe_invoice_id = ANY(:ids)
 """)
 _OPEN = text("""
     SELECT stripe_invoice_id, stripe_subscription_id, status, attempted,
-           extract(epoch FROM finalized_at)::bigint, extract(epoch FROM as_of)::bigint
+           extract(epoch FROM finalized_at)::bigint, extract(epoch FROM as_of)::bigint,
+           extract(epoch FROM due_at)::bigint
     FROM invoices WHERE stripe_subscription_id = ANY(:subscriptions) AND status = 'open'
 """)
 
@@ -117,3 +130,18 @@ def still_open(connection: Connection, subscriptions: Collection[str]) -> list[I
     """The invoices of these subscriptions that are open, as far as we know."""
     found = connection.execute(_OPEN, {"subscriptions": list(subscriptions)})
     return [Invoice(*row) for row in found]
+
+
+_OVERDUE = text("""
+    SELECT stripe_subscription_id, extract(epoch FROM min(coalesce(due_at, finalized_at)))::bigint
+    FROM invoices
+    WHERE stripe_subscription_id = ANY(:subscriptions) AND status = 'open'
+      AND (attempted OR due_at IS NOT NULL)
+    GROUP BY stripe_subscription_id
+""")
+
+
+def overdue_since(connection: Connection, subscriptions: Collection[str]) -> dict[str, int | None]:
+    """Since when these subscriptions are overdue, as far as their open invoices tell."""
+    found = connection.execute(_OVERDUE, {"subscriptions": list(subscriptions)})
+    return {row[0]: row[1] for row in found}

@@ -1,8 +1,8 @@
 """HTTP calls that end in time, whatever the other side does.
 
-`within(seconds)` opens a deadline; every connect, send and receive of an `Http` used inside it gets only what
-remains of it, so that a server that drips one byte a second, in headers or body, cannot hold the caller longer.
-No thread per call. One `Http` per process and address: its connections are shared by all threads.
+Every connect, send and receive of an `Http` gets only what remains of the `deadline` around it, so that a
+server that drips one byte a second, in headers or body, cannot hold the caller longer. No thread per call.
+One `Http` per process and address: its connections are shared by all threads.
 
 What it cannot bound is the resolver's own time for a host name.
 """
@@ -12,11 +12,8 @@ from __future__ import annotations
 import http.client
 import io
 import socket
-import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +26,7 @@ from urllib3.exceptions import NewConnectionError
 from urllib3.util import make_headers, parse_url
 from urllib3.util.connection import create_connection
 
+from billing import deadline
 from billing.config import SettingsError
 
 CONNECT_SECONDS = 3.0  # per address: one that is silent this long will not answer, another may
@@ -40,34 +38,13 @@ ONCE: Mapping[str, Any] = {"redirect": False, "retries": False, "timeout": SILEN
 
 tracer = trace.get_tracer("billing")
 
-_until: ContextVar[float] = ContextVar("until")
-
-
-@contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """A deadline for everything an `Http` sends in this context."""
-    token = _until.set(time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _until.reset(token)
-
-
-def has_left(seconds: float) -> bool:
-    """Whether the deadline is at least that far away."""
-    return _left() >= seconds
-
-
-def _left() -> float:
-    return _until.get() - time.monotonic()
-
 
 def _share(at_most: float) -> float:
     """What one step may take, in seconds; `TimeoutError` once the deadline has passed."""
-    left = _left()
-    if left <= 0:
+    seconds = deadline.left()
+    if seconds <= 0:
         raise TimeoutError("the deadline has passed")
-    return min(left, at_most)
+    return min(seconds, at_most)
 
 
 class _Receiver(io.RawIOBase):

@@ -27,6 +27,7 @@ stripe_customers = Table(
     Column("heard", BigInteger, nullable=False, server_default="0"),  # counts what an answer may have missed
     Column("latest_created", DateTime(timezone=True)),  # of the events that wanted a question, in Stripe's time
     Column("wanted_at", DateTime(timezone=True)),  # a question is wanted from then on
+    Column("owed_since", DateTime(timezone=True)),  # when the first question was wanted that has no answer yet
     Column("put", BigInteger, nullable=False, server_default="0"),  # the number of the latest question
     Column("asking_until", DateTime(timezone=True)),  # its lease, while it is in flight
     Column("failures", Integer, nullable=False, server_default="0"),  # of questions, in a row
@@ -34,6 +35,7 @@ stripe_customers = Table(
     Column("answered_seen", BigInteger, nullable=False, server_default="0"),  # events up to this were in it
     Column("answered_at", DateTime(timezone=True)),
     Index("ix_stripe_customers_wanted_at", "wanted_at", postgresql_where=text("wanted_at IS NOT NULL")),
+    Index("ix_stripe_customers_owed_since", "owed_since", postgresql_where=text("owed_since IS NOT NULL")),
 )
 
 
@@ -55,6 +57,7 @@ _KNOW = text("""
     WHERE NOT EXISTS (SELECT FROM stripe_customers WHERE stripe_customer_id = id)
     ORDER BY id ON CONFLICT DO NOTHING
 """)
+_KNOWN = text("SELECT stripe_customer_id FROM stripe_customers WHERE stripe_customer_id = ANY(:ids)")
 _LOCK = """
     SELECT stripe_customer_id, deleted_at IS NOT NULL, heard, answered_seen, asking_until IS NOT NULL
     FROM stripe_customers WHERE stripe_customer_id = ANY(:ids) ORDER BY stripe_customer_id FOR NO KEY UPDATE
@@ -74,10 +77,9 @@ def lock(connection: Connection, customer: str) -> Customer:
 def lock_free(connection: Connection, customers: Collection[str]) -> dict[str, Customer]:
     """Lock those of these customers that nobody else has locked, those never heard of included."""
     ids = sorted(customers)
-    locked = {row[0]: Customer(*row) for row in connection.execute(_LOCK_FREE, {"ids": ids})}
-    if len(locked) == len(ids):
-        return locked
-    connection.execute(_KNOW, {"ids": ids})
+    missing = set(ids).difference(connection.scalars(_KNOWN, {"ids": ids}))
+    if missing:  # before any is locked: who has one and waits for another may be waited for
+        connection.execute(_KNOW, {"ids": sorted(missing)})
     return {row[0]: Customer(*row) for row in connection.execute(_LOCK_FREE, {"ids": ids})}
 
 
@@ -98,7 +100,8 @@ _HEAR = text("""
         heard = told.heard,
         latest_created = greatest(c.latest_created, to_timestamp(told.latest_created)),
         wanted_at = CASE WHEN wanted AND asking_until IS NULL THEN coalesce(c.wanted_at, clock_timestamp())
-                         ELSE c.wanted_at END
+                         ELSE c.wanted_at END,
+        owed_since = CASE WHEN wanted THEN coalesce(c.owed_since, clock_timestamp()) ELSE c.owed_since END
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS told (customer text, heard bigint, latest_created bigint, wanted boolean)
     WHERE stripe_customer_id = told.customer
@@ -114,10 +117,12 @@ def hear(connection: Connection, told: Iterable[Heard]) -> None:
 
 # Before the lease's end, even where that has passed: so an answer sees that somebody came after its question.
 _WANT = text("""
-    INSERT INTO stripe_customers (stripe_customer_id, wanted_at)
-    SELECT id, clock_timestamp() FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
+    INSERT INTO stripe_customers (stripe_customer_id, wanted_at, owed_since)
+    SELECT id, clock_timestamp(), clock_timestamp()
+    FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
     ON CONFLICT (stripe_customer_id) DO UPDATE
-    SET wanted_at = least(stripe_customers.wanted_at, excluded.wanted_at,
+    SET owed_since = coalesce(stripe_customers.owed_since, excluded.owed_since),
+        wanted_at = least(stripe_customers.wanted_at, excluded.wanted_at,
                           stripe_customers.asking_until - interval '1 microsecond')
 """)
 
@@ -126,6 +131,41 @@ def want(connection: Connection, customers: Collection[str]) -> None:
     """Have Stripe asked about these customers, whatever their events say."""
     if customers:
         connection.execute(_WANT, {"ids": sorted(customers)})
+
+
+_BORN = text("""
+    INSERT INTO stripe_customers AS c (stripe_customer_id, answered_at) VALUES (:customer, clock_timestamp())
+    ON CONFLICT (stripe_customer_id) DO UPDATE SET answered_at = coalesce(c.answered_at, excluded.answered_at)
+""")
+_IS_RESTING = text("""
+    SELECT failures > 0 AND asking_until IS NULL AND wanted_at > clock_timestamp() FROM stripe_customers
+    WHERE stripe_customer_id = :customer
+""")
+_IS_DELETED = text("SELECT deleted_at IS NOT NULL FROM stripe_customers WHERE stripe_customer_id = :customer")
+_IS_WANTED = text("""
+    SELECT wanted_at IS NOT NULL OR answered_at IS NULL FROM stripe_customers
+    WHERE stripe_customer_id = :customer
+""")
+
+
+def is_resting(connection: Connection, customer: str) -> bool:
+    """Whether a question has just failed, and it is too soon to put it again."""
+    return bool(connection.scalar(_IS_RESTING, {"customer": customer}))
+
+
+def born(connection: Connection, customer: str) -> None:
+    """We have just made this customer: all there is to know of it is that it has nothing."""
+    connection.execute(_BORN, {"customer": customer})
+
+
+def is_deleted(connection: Connection, customer: str) -> bool:
+    """Whether Stripe has said that it is gone."""
+    return bool(connection.scalar(_IS_DELETED, {"customer": customer}))
+
+
+def is_wanted(connection: Connection, customer: str) -> bool:
+    """Whether Stripe owes us an answer, or has never been asked."""
+    return connection.scalar(_IS_WANTED, {"customer": customer}) is not False
 
 
 # ---- putting a question
@@ -181,6 +221,7 @@ _ANSWERED = text("""
         answered = :put, answered_seen = :seen, answered_at = clock_timestamp(),
         asking_until = NULL, failures = 0,
         wanted_at = CASE WHEN :again THEN clock_timestamp() WHEN wanted_at < asking_until THEN wanted_at END,
+        owed_since = CASE WHEN :again OR wanted_at < asking_until THEN clock_timestamp() END,
         deleted_at = coalesce(deleted_at, CASE WHEN :deleted THEN clock_timestamp() END)
     WHERE stripe_customer_id = :customer
 """)

@@ -25,20 +25,21 @@ import structlog
 from stripe.params.billing_portal import SessionCreateParams
 from urllib3.exceptions import HTTPError, SSLError
 
-from billing import outbound
+from billing import deadline, outbound
 from billing.errors import IdempotencyKeyReused, StripeFailed
-from billing.events import Json
+from billing.events import Json, moment, name
 
 API_VERSION = "2026-10-28.endive"
 RETRIES = 2
 TRY_SECONDS = 1.5  # the SDK's longest pause before one of them, and time for an answer
 RETRY_AFTER_SECONDS = 5
-ONE_TRY = {"max_network_retries": 0}
+ONE_TRY: Any = {"max_network_retries": 0}
 PAGE = 100
 REFUSED = frozenset({"refused", "key_refused"})  # trying again changes nothing
 
-# The flows that need a subscription join this one with the mirror of it.
-PortalFlow = Literal["payment_method_update"]
+PortalFlow = Literal[
+    "payment_method_update", "subscription_cancel", "subscription_update", "subscription_update_confirm"
+]
 # fmt: off
 PortalLocale = Literal[
     "auto", "bg", "cs", "da", "de", "el", "en", "en-AU", "en-CA", "en-GB", "en-IE", "en-IN", "en-NZ",
@@ -47,6 +48,8 @@ PortalLocale = Literal[
     "zh", "zh-HK", "zh-TW",
 ]
 # fmt: on
+
+_ESCAPED = str.maketrans({"\\": "\\\\", "'": "\\'"})  # within a search's quotes
 
 log = structlog.get_logger(__name__)
 stripe.enable_telemetry = False
@@ -58,6 +61,32 @@ class PortalSession:
 
     id: str
     url: str
+
+
+@dataclass(frozen=True)
+class CheckoutSession:
+    """A Checkout as it stood when Stripe answered. `url` is a credential, and there only while it is open."""
+
+    id: str
+    status: str
+    payment_status: str
+    customer: str | None
+    subscription: str | None
+    url: str | None
+    expires_at: int
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether nothing more is to be waited for."""
+        return self.payment_status != "unpaid"
+
+
+@dataclass(frozen=True)
+class Created:
+    """Something new at Stripe; `replayed` where an earlier request with the same key had made it."""
+
+    id: str
+    replayed: bool
 
 
 @dataclass(frozen=True)
@@ -114,7 +143,7 @@ class Stripe:
         customer: str,
         *,
         return_url: str,
-        flow: PortalFlow | None = None,
+        flow: Mapping[str, Any] | None = None,
         locale: PortalLocale | None = None,
         configuration: str | None = None,
         idempotency_key: str | None = None,
@@ -122,16 +151,87 @@ class Stripe:
         """A Customer Portal session. The same `idempotency_key` with the same wishes gives the same session."""
         params: SessionCreateParams = {"customer": customer, "return_url": return_url}
         if flow:
-            params["flow_data"] = {
-                "type": flow,
-                "after_completion": {"type": "redirect", "redirect": {"return_url": return_url}},
-            }
+            params["flow_data"] = flow  # type: ignore[typeddict-item]  # as `portal_flow` made it
         if locale:
             params["locale"] = locale
         if configuration:
             params["configuration"] = configuration
         session = self._call(self._client.v1.billing_portal.sessions.create, params, idempotency_key)
         return PortalSession(_text(session, "id"), _text(session, "url"))
+
+    def create_customer(self, metadata: Mapping[str, str], *, idempotency_key: str) -> Created:
+        """A customer of which only this is known. The same key gives the same one, deleted or not."""
+        made = self._call(self._client.v1.customers.create, {"metadata": dict(metadata)}, idempotency_key)
+        response = getattr(made, "last_response", None)
+        headers = response.headers if response is not None else {}
+        return Created(_text(made, "id"), str(headers.get("Idempotent-Replayed")).lower() == "true")
+
+    def customers_with(self, **metadata: str) -> Reading | None:
+        """Customers with this metadata, by Stripe's index of them, which is some minutes behind."""
+        asked = " AND ".join(
+            f"metadata['{key}']:'{value.translate(_ESCAPED)}'" for key, value in sorted(metadata.items())
+        )
+        return self._read(
+            lambda: self._client.v1.customers.search({"query": asked, "limit": PAGE}, ONE_TRY),
+            kind="search_result",
+        )
+
+    def open_checkout(self, params: Mapping[str, Any], *, idempotency_key: str) -> CheckoutSession:
+        """A Checkout session. The same key gives the same session for a day."""
+        return _checkout(self._call(self._client.v1.checkout.sessions.create, params, idempotency_key))
+
+    def checkout(self, session: str) -> CheckoutSession:
+        """A Checkout session as it is now."""
+        return _checkout(self._call(self._client.v1.checkout.sessions.retrieve, session))
+
+    def expire_checkout(self, session: str) -> CheckoutSession:
+        """Close a Checkout that is open; refused where it no longer is."""
+        return _checkout(self._call(self._client.v1.checkout.sessions.expire, session))
+
+    def cancel_subscription(self, subscription: str) -> str:
+        """End it now; what it has become. One that has ended is refused."""
+        return _text(self._call(self._client.v1.subscriptions.cancel, subscription), "status")
+
+    def promotion_code(self, code: str) -> str | None:
+        """The id of an active promotion code, by the word customers type; None where there is none."""
+        found = self._read(
+            lambda: self._client.v1.promotion_codes.list({"code": code, "active": True, "limit": 1}, ONE_TRY),
+            kind="list",
+        )
+        return name(found.things[0].get("id")) if found and found.things else None
+
+    def portal_configuration(self, configuration: str | None) -> Json | None:
+        """A portal configuration, or the account's default one, with the products it lets people change to."""
+        products = "features.subscription_update.products"  # left out unless asked for
+        if configuration:
+            one = self._client.v1.billing_portal.configurations.retrieve
+            page = self._one(one, configuration, {"expand": [products]})
+        else:
+            wanted = {"is_default": True, "expand": [f"data.{products}"]}
+            page = self._page(self._client.v1.billing_portal.configurations.list, wanted, None)
+        return page.things[0] if page and page.things else None
+
+    def products(self, after: str | None = None) -> Reading | None:
+        """A page of all products, archived ones included."""
+        return self._page(self._client.v1.products.list, {}, after)
+
+    def prices(self, after: str | None = None) -> Reading | None:
+        """A page of all prices, archived ones included: somebody may still be subscribed to them."""
+        return self._page(self._client.v1.prices.list, {}, after)
+
+    def features(self, after: str | None = None) -> Reading | None:
+        """A page of Stripe's entitlement features."""
+        return self._page(self._client.v1.entitlements.features.list, {}, after)
+
+    def features_of(self, product: str, after: str | None = None) -> Reading | None:
+        """A page of the entitlement features attached to a product."""
+        list_page = self._client.v1.products.features.list
+        return self._page(lambda wanted, options: list_page(product, wanted, options), {}, after)
+
+    def entitlements_of(self, customer: str, after: str | None = None) -> Reading | None:
+        """A page of the entitlements a customer has, whatever has become of its subscription."""
+        wanted = {"customer": customer}
+        return self._page(self._client.v1.entitlements.active_entitlements.list, wanted, after)
 
     def subscriptions_of(self, customer: str, after: str | None = None) -> Reading | None:
         """A page of a customer's subscriptions, ended ones included, each with its latest invoice."""
@@ -166,15 +266,15 @@ class Stripe:
 
     def _page(self, method: Any, wanted: Mapping[str, Any], after: str | None) -> Reading | None:
         cursor = {"starting_after": after} if after else {}
-        return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY), is_list=True)
+        return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY), kind="list")
 
     def _one(self, method: Any, id: str, wanted: Mapping[str, Any]) -> Reading | None:
-        return self._read(lambda: method(id, wanted, ONE_TRY), is_list=False)
+        return self._read(lambda: method(id, wanted, ONE_TRY))
 
-    def _read(self, call: Callable[[], Any], *, is_list: bool) -> Reading | None:
+    def _read(self, call: Callable[[], Any], *, kind: str | None = None) -> Reading | None:
         began = time.monotonic()
         try:
-            with outbound.within(self._deadline):
+            with deadline.within(self._deadline):
                 answer = call()
         except stripe.InvalidRequestError as e:
             if e.code == "resource_missing":
@@ -182,12 +282,13 @@ class Stripe:
             raise _failed(e, final=True) from e
         except stripe.StripeError as e:
             raise _failed(e, final=False) from e
-        return _reading(answer, time.monotonic() - began, is_list)
+        return _reading(answer, time.monotonic() - began, kind)
 
-    def _call(self, method: Any, params: Any, idempotency_key: str | None) -> Any:
+    def _call(self, method: Any, params: Any, idempotency_key: str | None = None) -> Any:
+        options = {"idempotency_key": idempotency_key} if idempotency_key else {}
         try:
-            with outbound.within(self._deadline):
-                return method(params, {"idempotency_key": idempotency_key} if idempotency_key else {})
+            with deadline.within(self._deadline):
+                return method(params, options=options)
         except stripe.IdempotencyError as e:
             raise IdempotencyKeyReused from e
         except stripe.StripeError as e:
@@ -224,7 +325,7 @@ class _Transport(stripe.HTTPClient):
         return answer.data.decode("utf-8", "replace"), answer.status, answer.headers
 
     def _should_retry(self, *args: Any, **kwargs: Any) -> bool:
-        return bool(super()._should_retry(*args, **kwargs)) and outbound.has_left(TRY_SECONDS)
+        return bool(super()._should_retry(*args, **kwargs)) and deadline.left() >= TRY_SECONDS
 
     def close(self) -> None:
         self._http.close()
@@ -247,7 +348,13 @@ def _failed(error: stripe.StripeError, *, final: bool) -> StripeFailed:
         param=getattr(error, "param", None),
         stripe_request=error.request_id,
     )
-    return StripeFailed(reason, retry_after=None if final or reason in REFUSED else RETRY_AFTER_SECONDS)
+    return StripeFailed(
+        reason,
+        retry_after=None if final or reason in REFUSED else RETRY_AFTER_SECONDS,
+        code=error.code,
+        about=getattr(error, "param", None),
+        replayed=str((error.headers or {}).get("Idempotent-Replayed")).lower() == "true",
+    )
 
 
 def _reason(error: stripe.StripeError) -> str:
@@ -262,13 +369,13 @@ def _reason(error: stripe.StripeError) -> str:
     return "refused"
 
 
-def _reading(answer: Any, elapsed: float, is_list: bool) -> Reading:
+def _reading(answer: Any, elapsed: float, kind: str | None) -> Reading:
     """The answer was made before the second after its `Date`, and not before it was asked for."""
     response = getattr(answer, "last_response", None)
     thing = response.data if response is not None else None
-    if not isinstance(thing, dict) or (thing.get("object") == "list") is not is_list:
+    if not isinstance(thing, dict) or (thing.get("object") != kind if kind else thing.get("object") == "list"):
         raise _nonsense(answer)
-    things = thing.get("data") if is_list else [thing]
+    things = thing.get("data") if kind else [thing]
     if not isinstance(things, list) or not all(isinstance(one, dict) for one in things):
         raise _nonsense(answer)
     try:
@@ -276,6 +383,19 @@ def _reading(answer: Any, elapsed: float, is_list: bool) -> Reading:
     except (KeyError, TypeError, ValueError):
         raise _nonsense(answer) from None
     return Reading(things, bool(thing.get("has_more")), date - math.ceil(elapsed), date + 1)
+
+
+def _checkout(answer: Any) -> CheckoutSession:
+    url = getattr(answer, "url", None)
+    return CheckoutSession(
+        _text(answer, "id"),
+        _text(answer, "status"),
+        _text(answer, "payment_status"),
+        name(getattr(answer, "customer", None)),
+        name(getattr(answer, "subscription", None)),
+        url if isinstance(url, str) and url else None,
+        moment(getattr(answer, "expires_at", None)) or 0,
+    )
 
 
 def _text(answer: Any, name: str) -> str:

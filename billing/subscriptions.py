@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -31,6 +32,7 @@ from sqlalchemy import (
     text,
 )
 
+from billing import db
 from billing.db import metadata
 from billing.events import Json, moment, name, reference
 
@@ -265,6 +267,11 @@ class Folded:
         """Whether an answer to a question put before now could be out of date."""
         return not HEARD.isdisjoint(self.verdicts.values())
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether Stripe has to be asked what they have come to."""
+        return Verdict.ASK in self.verdicts.values()
+
 
 def fold(held: Held | None, snapshots: Iterable[Snapshot], answered_seen: int = 0) -> Folded:
     """Take them in as they were made, each judged by what the one before it left.
@@ -436,3 +443,57 @@ def _items(one: Write) -> Iterable[Json]:
     assert one.subscription
     for item in one.subscription.facts.items:
         yield {"subscription": one.id, **{field: getattr(item, field) for field in Item.__slots__}}
+
+
+# ---- for those who read the facts
+
+_OF = """
+    SELECT stripe_subscription_id, stripe_customer_id, status, cancel_at_period_end,
+           extract(epoch FROM cancel_at)::bigint, extract(epoch FROM canceled_at)::bigint,
+           extract(epoch FROM ended_at)::bigint, extract(epoch FROM trial_end)::bigint, pause_behavior,
+           extract(epoch FROM pause_resumes_at)::bigint, latest_invoice_id,
+           extract(epoch FROM started_at)::bigint
+    FROM subscriptions WHERE stripe_customer_id = ANY(%(customers)s)
+    ORDER BY stripe_subscription_id
+"""
+_ITEMS_OF = """
+    SELECT stripe_subscription_id, stripe_item_id, stripe_price_id, stripe_product_id, quantity,
+           extract(epoch FROM period_start)::bigint, extract(epoch FROM period_end)::bigint
+    FROM subscription_items WHERE stripe_subscription_id = ANY(%(ids)s)
+    ORDER BY stripe_subscription_id, stripe_item_id
+"""
+_FIELDS = tuple(field for field in Facts.__slots__ if field not in ("status", "items"))
+
+
+def of(connection: Connection, customers: Collection[str]) -> dict[str, list[tuple[str, Facts]]]:
+    """The subscriptions of these customers, ended ones included, by customer."""
+    found = db.rows(connection, _OF, {"customers": list(customers)})
+    items: dict[str, list[Item]] = defaultdict(list)
+    for id, *rest in db.rows(connection, _ITEMS_OF, {"ids": [row[0] for row in found]}) if found else ():
+        items[id].append(Item(*rest))
+    by_customer: dict[str, list[tuple[str, Facts]]] = defaultdict(list)
+    for id, customer, status, *rest in found:
+        facts = Facts(status, tuple(items[id]), **dict(zip(_FIELDS, rest, strict=True)))
+        by_customer[customer].append((id, facts))
+    return by_customer
+
+
+_STATUSES = text(
+    "SELECT stripe_subscription_id, status FROM subscriptions WHERE stripe_customer_id = :customer"
+)
+_HAD_TRIAL = text("""
+    SELECT EXISTS (
+        SELECT FROM subscriptions
+        WHERE stripe_customer_id = ANY(:customers) AND trial_end IS NOT NULL AND status <> 'incomplete_expired'
+    )
+""")
+
+
+def statuses(connection: Connection, customer: str) -> dict[str, str]:
+    """How the customer's subscriptions stand, ended ones included."""
+    return {row[0]: row[1] for row in connection.execute(_STATUSES, {"customer": customer})}
+
+
+def had_trial(connection: Connection, customers: Collection[str]) -> bool:
+    """Whether any of these customers has ever had a trial."""
+    return bool(connection.scalar(_HAD_TRIAL, {"customers": list(customers)}))

@@ -8,6 +8,7 @@ writes a customer's state has the customer's lock, and takes it first.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import defaultdict
@@ -18,10 +19,24 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import Connection
 
-from billing import checkouts, customers, events, inbox, invoices, questions, subscriptions
+from billing import (
+    catalogue,
+    cataloguing,
+    checkouts,
+    chores,
+    customers,
+    deadline,
+    entitlements,
+    events,
+    inbox,
+    invoices,
+    questions,
+    state,
+    subscriptions,
+)
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
-from billing.errors import Busy, ServiceUnavailable, StripeFailed
+from billing.errors import Busy, CheckoutUnderWay, ServiceUnavailable, StripeFailed
 from billing.events import Event, Json
 from billing.inbox import Claimed
 from billing.invoices import Invoice
@@ -35,9 +50,12 @@ LONGEST_BACKOFF_SECONDS = 60.0
 UNKNOWN = timedelta(hours=1)  # before a customer Stripe has never heard of is asked about again
 KEY_REFUSED_SECONDS = 60.0  # how long nobody asks anything once Stripe has refused our key
 RATE_LIMITED_SECONDS = 2.0
+INSIST_SECONDS = 8.0  # how long somebody waits who cannot go on without an answer
 
 DELAYS = {"stopping": timedelta(0), "unknown_customer": UNKNOWN}
-NOT_STRIPES = frozenset({"stopping", "paused"})  # reasons to come back that say nothing about the question
+NOT_STRIPES = frozenset(
+    {"stopping", "paused", "out_of_time"}
+)  # reasons to come back that say nothing about the question
 CLOSED = frozenset({"paid", "void", "uncollectible"})
 PAYING = frozenset({"active", "trialing"})
 
@@ -126,6 +144,7 @@ class Outcome:
     asked: set[int] = field(default_factory=set)
     wanted: set[str] = field(default_factory=set)
     heard: dict[str, int] = field(default_factory=dict)
+    confirmed: dict[str, float] = field(default_factory=dict)  # when Stripe said so
     writes: list[subscriptions.Write] = field(default_factory=list)
 
     def ask(self, one: Told, reason: str | None = None) -> None:
@@ -153,11 +172,13 @@ def apply(db: Database, claimed: Sequence[Claimed]) -> Outcome:
         busy = [one.id for one in batch if one.customer and one.customer not in locked]
         inbox.put_off(connection, busy, delay=IN_OTHER_HANDS)
         batch = [one for one in batch if not one.customer or one.customer in locked]
-        _bind(connection, batch)
-        outcome = _judge(connection, batch, locked)
+        owned = customers.owners(connection, list(locked))
+        outcome = _judge(connection, batch, locked, owned)
         subscriptions.write(connection, outcome.writes)
         questions.hear(connection, _heard(batch, locked, outcome))
         _let_go(connection, outcome)
+        checkouts.hear(connection, _checkouts(batch))
+        _refresh(connection, batch, owned, outcome)
     for reason, ids in outcome.buried.items():
         log.error("inbox.buried", reason=reason, ids=ids)
     return outcome
@@ -173,39 +194,38 @@ def _let_go(connection: Connection, outcome: Outcome) -> None:
         inbox.bury(connection, ids, reason)
 
 
-def _bind(connection: Connection, batch: Sequence[Told]) -> None:
-    """A Checkout we opened for a tenant has made it a customer: the one way an event can link anybody."""
-    done = {
-        one.event.object_id: one
-        for one in batch
-        if one.event
-        and one.claimed.type == "checkout.session.completed"
-        and one.customer
-        and one.event.object_id
-    }
-    if not done:
-        return
-    for session, tenant in sorted(checkouts.tenants(connection, list(done)).items(), key=lambda pair: pair[1]):
-        one = done[session]
+def _refresh(connection: Connection, batch: Sequence[Told], owned: Mapping[str, str], outcome: Outcome) -> None:
+    """The documents of all whom these events are about; and the catalogue, where one says it has changed."""
+    told = {one.customer for one in batch if one.customer and one.customer in owned}
+    unsure = {one.customer for one in batch if one.id in outcome.asked or one.id in outcome.later}
+    confirmed = {owned[id]: told for id, told in outcome.confirmed.items() if id not in unsure}
+    state.refresh(connection, {owned[customer] for customer in told}, confirmed=confirmed)
+    if any(one.claimed.type in events.CATALOGUE for one in batch):
+        chores.hasten(connection, cataloguing.CHORE, cataloguing.SOON)
+
+
+def _checkouts(batch: Sequence[Told]) -> Iterator[checkouts.News]:
+    """What became of sessions: one that is done may still have to be paid."""
+    told = [one for one in batch if one.event and one.claimed.type in events.CHECKOUT]
+    for one in sorted(told, key=lambda one: (one.claimed.created or 0, one.id)):
         assert one.event
-        assert one.customer
-        if one.event.object.get("client_reference_id") != tenant:
-            log.error("checkout.contradicts", session=session, tenant=tenant)
-        elif customers.owners(connection, [one.customer]):
-            continue
-        elif customers.link(connection, tenant, one.customer, by="checkout"):
-            inbox.wake(connection, one.customer)
-            questions.want(connection, [one.customer])
-            log.info("customer.linked", tenant=tenant, customer=one.customer, by="checkout")
+        change, thing = one.claimed.type.removeprefix("checkout.session."), one.event.object
+        paid = "paid" if change == "async_payment_succeeded" else events.name(thing.get("payment_status"))
+        done = checkouts.state_of("expired" if change == "expired" else "complete", paid)
+        became = "failed" if change == "async_payment_failed" else done
+        if one.event.object_id:
+            yield checkouts.News(one.event.object_id, became, events.reference(thing.get("subscription")))
 
 
-def _judge(connection: Connection, batch: Sequence[Told], locked: Mapping[str, Customer]) -> Outcome:
+def _judge(
+    connection: Connection, batch: Sequence[Told], locked: Mapping[str, Customer], owned: Mapping[str, str]
+) -> Outcome:
     outcome = Outcome()
-    owned = customers.owners(connection, list(locked))
     ours = list(_for_us(batch, owned, outcome))
     held = subscriptions.rows(connection, ids={one.subscription for one in ours if one.subscription})
     after = {id: row.held for id, row in held.items()}
-    _fold(ours, held, locked, after, outcome)
+    sold = catalogue.current(connection)
+    _fold(ours, held, locked, after, outcome, asks_of_new=bool(sold.entitlements))  # no event tells those
     merged = invoices.learn(connection, [one.invoice for one in ours if one.invoice])
     overdue = _overdue(connection, ours, after)
     for one in ours:
@@ -234,6 +254,8 @@ def _fold(
     locked: Mapping[str, Customer],
     after: dict[str, Held],
     outcome: Outcome,
+    *,
+    asks_of_new: bool,
 ) -> None:
     """Take each subscription's snapshots in. Those that ask are asked about; `after` is what is held then."""
     by_subscription: dict[str, list[Told]] = defaultdict(list)
@@ -250,7 +272,18 @@ def _fold(
             continue
         snapshots = [one.snapshot for one in ones if one.snapshot]
         folded = subscriptions.fold(row.held if row else None, snapshots, customer.answered_seen)
+        is_new = row is None and folded.merged is not None and asks_of_new
+        if not (folded.held and folded.held.is_final) and (folded.is_in_doubt or is_new):
+            # no step on the way is shown: the answer has them all
+            for one in ones:
+                outcome.ask(one)
+            if row:
+                after[id] = row.held
+            continue
         heard = row.heard if row else 0
+        if folded.heard:
+            told = max(snapshot.created for snapshot in snapshots)
+            outcome.confirmed[customer.id] = max(told, outcome.confirmed.get(customer.id, 0))
         if folded.heard and customer.is_asked:  # whoever is asking must learn that this came in between
             heard = outcome.heard[customer.id] = outcome.heard.get(customer.id, customer.heard) + 1
         if folded.held and (not row or folded.held != row.held or heard != row.heard):
@@ -277,7 +310,7 @@ def _overdue(connection: Connection, ours: Sequence[Told], after: Mapping[str, H
     if not delinquent:
         return set()
     still_open = invoices.still_open(connection, [id for id in delinquent if id])
-    return {invoice.subscription for invoice in still_open if invoice.is_overdue}
+    return {invoice.subscription for invoice in still_open if invoice.may_be_overdue}
 
 
 def _settle(
@@ -296,7 +329,7 @@ def _settle(
         outcome.ask(one, one.unreadable)
     elif customer.is_deleted or _is_answered(one, customer):
         outcome.settled.append(one.id)
-    elif one.claimed.type == events.CUSTOMER_DELETED or _is_incomplete(one):
+    elif one.claimed.type in (events.CUSTOMER_DELETED, events.ENTITLEMENTS) or _is_incomplete(one):
         outcome.ask(one)
     elif one.subscription and (
         held is None
@@ -337,6 +370,7 @@ class Answer:
 
     subscriptions: dict[str, tuple[Subscription, int, int]] = field(default_factory=dict)
     invoices: list[Invoice] = field(default_factory=list)
+    entitlements: set[str] | None = None  # None: not asked, for the catalogue has none
     is_deleted: bool = False
 
 
@@ -344,8 +378,8 @@ def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: 
     """Bring one customer up to date by what Stripe says. False if it has to be asked again."""
     try:
         return hold(db, question, _Reader(db, stripe, budget, question, lane).answer())
-    except StripeFailed as e:
-        _failed(db, budget, question, e)
+    except StripeFailed as e:  # of a deadline that is ours, Stripe knows nothing
+        _failed(db, budget, question, e if deadline.left() > 0 else StripeFailed("out_of_time"))
     except Busy:
         _failed(db, budget, question, StripeFailed("busy"))
     except ServiceUnavailable:
@@ -374,6 +408,10 @@ def hold(db: Database, question: Question, answer: Answer) -> bool:
         subscriptions.write(connection, writes)
         if answer.is_deleted and not overtaken:
             subscriptions.end(connection, question.customer)
+        if answer.entitlements is not None:
+            entitlements.replace(connection, question.customer, answer.entitlements)
+        tenants = customers.owners(connection, [question.customer]).values()
+        state.refresh(connection, tenants, confirmed={} if overtaken else dict.fromkeys(tenants, math.inf))
     log.info("question.answered", customer=question.customer, put=question.put, again=bool(overtaken))
     return not overtaken
 
@@ -431,7 +469,7 @@ class _Reader:
 
     def answer(self) -> Answer:
         """Everything that is kept of the customer."""
-        held, still_open = self._known()
+        held, still_open, has_entitlements = self._known()
         for page in self._pages("subscriptions.list", self._stripe.subscriptions_of, self._question.customer):
             for thing in page.things:
                 self._add(thing, page)
@@ -439,6 +477,8 @@ class _Reader:
             if id not in self._found.subscriptions and not row.held.is_final:
                 self._add_one(id)
         self._add_overdue(still_open)
+        if has_entitlements:
+            self._found.entitlements = set(self._entitlements())
         if all(one.facts.status in FINAL for one, *_ in self._found.subscriptions.values()):
             customer = self._one("customers.retrieve", self._stripe.customer, self._question.customer)
             if customer is None:  # not even as a deleted one
@@ -451,10 +491,21 @@ class _Reader:
             self._found.is_deleted = customer.things[0].get("deleted") is True
         return self._found
 
-    def _known(self) -> tuple[dict[str, subscriptions.Row], list[Invoice]]:
+    def _known(self) -> tuple[dict[str, subscriptions.Row], list[Invoice], bool]:
         with self._db.begin(SYSTEM) as connection:
             held = subscriptions.rows(connection, customers=[self._question.customer])
-            return held, invoices.still_open(connection, list(held))
+            sold = catalogue.current(connection)
+            has_entitlements = (
+                bool(sold.entitlements)
+                or not sold.edition
+                or inbox.is_asking(connection, self._question.customer, events.ENTITLEMENTS)
+            )
+            return held, invoices.still_open(connection, list(held)), has_entitlements
+
+    def _entitlements(self) -> Iterator[str]:
+        read = self._stripe.entitlements_of
+        for page in self._pages("entitlements.active_entitlements.list", read, self._question.customer):
+            yield from filter(None, (events.name(thing.get("lookup_key")) for thing in page.things))
 
     def _add(self, thing: Json, page: Reading) -> None:
         items, asked, answered = None, page.asked, page.answered
@@ -537,14 +588,21 @@ def now(db: Database, stripe: Stripe, budget: Budget, customer: str, *, patience
             seen = inbox.newest(connection)
             put = questions.put(connection, seen=seen, most=1, customer=customer)
         for question in put:
-            if ask(db, stripe, budget, question, "waiting"):
-                return True
+            with deadline.within(until - time.monotonic()):
+                if ask(db, stripe, budget, question, "waiting"):
+                    return True
         with db.begin(SYSTEM) as connection:
             _, answered = questions.numbers(connection, customer)
         if answered > before:
             return True
         time.sleep(0.1)
     return False
+
+
+def insist(db: Database, stripe: Stripe, budget: Budget, customer: str) -> None:
+    """The same, where nothing can go on without; as long as the deadline around it allows."""
+    if not now(db, stripe, budget, customer, patience=min(INSIST_SECONDS, deadline.left())):
+        raise StripeFailed("unanswered", retry_after=5)
 
 
 def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool = False) -> int | None:
@@ -554,11 +612,15 @@ def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool 
     """
     with db.begin(SYSTEM) as connection:
         questions.lock(connection, customer)
+        is_new = customers.of(connection, tenant_id, keep=True) != customer
+        if is_new and checkouts.is_under_way(connection, tenant_id):
+            raise CheckoutUnderWay
         customers.link(connection, tenant_id, customer, by=by, replace=replace)
         if customer not in customers.owners(connection, [customer]):
             return None
         questions.want(connection, [customer])
         woken = inbox.wake(connection, customer)
+        state.refresh(connection, [tenant_id])
     log.info("customer.linked", tenant=tenant_id, customer=customer, by=by)
     return woken
 

@@ -20,7 +20,20 @@ from typing import Any
 
 import structlog
 
-from billing import chores, config, inbox, questions, reconcile, schema, sync, telemetry, wiring
+from billing import (
+    cataloguing,
+    chores,
+    clock,
+    config,
+    inbox,
+    questions,
+    reconcile,
+    schema,
+    state,
+    sync,
+    telemetry,
+    wiring,
+)
 from billing.budget import Budget
 from billing.db import SYSTEM, Database, UnsafeRole
 from billing.errors import Busy, ServiceUnavailable, StripeFailed
@@ -35,7 +48,8 @@ ASKING = 8  # questions in flight per process; the budget, not this, is what lim
 IDLE_SECONDS = 0.2  # an event that arrives is seen within this
 AWAY_SECONDS = 0.5  # between two tries while the database is away
 BUSY = timedelta(seconds=10)  # before an event is tried again that the database took too long over
-PRUNING_SECONDS = 0.5  # at a time: the events that have just come wait for it
+CHORE_SECONDS = 0.5  # at a time: the events that have just come wait for it
+EVERY_SECOND = timedelta(seconds=1)
 
 log = structlog.get_logger("billing.worker")  # also where it runs as __main__
 
@@ -50,9 +64,10 @@ class Worker:
         self._batch = batch
         self._stopping = threading.Event()
         self._budget = Budget(billing.db, billing.settings.billing_stripe_reads_per_second, self._stopping)
-        self._askers = ThreadPoolExecutor(ASKING + 1, thread_name_prefix="asking")
+        self._askers = ThreadPoolExecutor(ASKING + 2, thread_name_prefix="asking")
         self._in_flight: set[Future[Any]] = set()
         self._listing: Future[Any] | None = None
+        self._cataloguing: Future[Any] | None = None
         self._pruned_events: int | None = 0  # where pruning goes on: it is done a little at a time
         self._pruned_customers = ""
         self._chores = self._list_chores()
@@ -63,6 +78,9 @@ class Worker:
             Chore("prune", timedelta(minutes=10), self._prune),
             Chore("walk", timedelta(minutes=1), lambda: reconcile.walk(self._db)),
             Chore("undelivered", timedelta(minutes=5), self._begin_listing),
+            Chore(cataloguing.CHORE, cataloguing.LEASE, self._begin_cataloguing, look=EVERY_SECOND),
+            Chore("clock", EVERY_SECOND, lambda: _until_done(clock.strike, self._db)),
+            Chore("editions", EVERY_SECOND, lambda: _until_done(clock.catch_up, self._db)),
         ]
 
     @property
@@ -101,16 +119,18 @@ class Worker:
     @property
     def is_asking(self) -> bool:
         """Whether Stripe owes us an answer."""
-        begun = [*self._in_flight, *([self._listing] if self._listing else [])]
-        return any(not future.done() for future in begun)
+        begun = [*self._in_flight, self._listing, self._cataloguing]
+        return any(future is not None and not future.done() for future in begun)
 
     def _wait_for_the_schema(self) -> None:
         """A release may still be migrating; what fails for want of a column is no event's fault."""
         while not self._stopping.is_set():
             try:
                 with self._db.begin(SYSTEM) as connection:
-                    if schema.is_current(connection):
-                        return
+                    is_current = schema.is_current(connection)
+                if is_current:
+                    cataloguing.rule(self._db, self._billing.rules)
+                    return
                 log.warning("worker.waiting", outcome="schema_unavailable")
             except ServiceUnavailable as e:
                 log.warning("worker.waiting", outcome=e.outcome)
@@ -207,7 +227,7 @@ class Worker:
 
     def _prune(self) -> None:
         """In small batches, each its own transaction, until one is not old enough or it takes too long."""
-        until = time.monotonic() + PRUNING_SECONDS
+        until = time.monotonic() + CHORE_SECONDS
         self._pruned_events = self._pruned_events or 0
         while self._pruned_events is not None and time.monotonic() < until:
             with self._db.begin(SYSTEM) as connection:
@@ -228,13 +248,37 @@ class Worker:
         except StripeFailed as e:
             log.warning("reconcile.failed", reason=e.reason)
 
+    def _begin_cataloguing(self) -> None:
+        if self._cataloguing is None or self._cataloguing.done():
+            self._cataloguing = self._askers.submit(self._safely, self._catalogue)
+            return
+        with self._db.begin(SYSTEM) as connection:  # the one under way may have begun too early for what is new
+            chores.hasten(connection, cataloguing.CHORE, cataloguing.SOON)
+
+    @observed("worker.catalogue")
+    def _catalogue(self) -> None:
+        try:
+            cataloguing.read(self._db, self._billing.stripe, self._budget)
+        except StripeFailed as e:
+            log.warning("catalogue.failed", reason=e.reason)
+
+
+def _until_done(step: Callable[[Database], int], db: Database) -> None:
+    """Chunk after chunk, each its own transaction, until one is not full or it takes too long."""
+    until = time.monotonic() + CHORE_SECONDS
+    while step(db) == state.CHUNK and time.monotonic() < until:
+        pass
+
 
 class Chore:
     """Something done every so often, by whichever worker comes first."""
 
-    def __init__(self, name: str, every: timedelta, work: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, every: timedelta, work: Callable[[], object], *, look: timedelta | None = None
+    ) -> None:
         self._name = name
         self._every = every
+        self._look = look or every  # sooner, where somebody may hasten it
         self._work = work
         self.next_look = 0.0  # this process's own clock; whose turn it is the database knows
 
@@ -242,7 +286,7 @@ class Chore:
         """Do it if it is due and nobody else has."""
         if time.monotonic() < self.next_look:
             return
-        self.next_look = time.monotonic() + self._every.total_seconds()
+        self.next_look = time.monotonic() + self._look.total_seconds()
         with db.begin(SYSTEM) as connection:
             is_ours = chores.take(connection, self._name, self._every)
         if is_ours:

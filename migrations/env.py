@@ -15,19 +15,26 @@ from sqlalchemy import Connection, event, make_url, text
 from billing import (
     audit,
     budget,
+    catalogue,
     checkouts,
     chores,
     config,
     customers,
+    entitlements,
     inbox,
     invoices,
+    overrides,
     questions,
+    state,
     subscriptions,
 )
 from billing.db import metadata, owner_engine
 
 # Importing the subjects is what fills `metadata`.
-SUBJECTS = (audit, budget, checkouts, chores, customers, inbox, invoices, questions, subscriptions)
+SUBJECTS = (
+    *(audit, budget, catalogue, checkouts, chores, customers, entitlements, inbox, invoices, overrides),
+    *(questions, state, subscriptions),
+)
 SEQUENCES = ("inbox_id_seq",)  # read, to know what has arrived; counting needs no grant
 ONE_RELEASE_AT_A_TIME = {"key": 7_238_114}  # an advisory lock: a second release waits, then finds nothing to do
 

@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.test import TestResponse
 
-from billing import config, events, inbox, sync, telemetry, wiring
+from billing import catalogue, config, events, inbox, sync, telemetry, wiring
 from billing.db import SYSTEM, Database
 from billing.db import WEBHOOK as WEBHOOK_SCOPE
 from billing.inbox import Delivery
@@ -74,6 +74,13 @@ def a_subscription(customer: str, **changes: Any) -> Json:
         },
         **changes,
     }
+
+
+def a_catalogue(database: Database, **content: Any) -> int:
+    """Have a catalogue been read: `products`, `prices` and `features` as they are kept. Its edition."""
+    with database.begin(SYSTEM) as connection:
+        catalogue.keep(connection, catalogue.begin(connection), {"products": [], "prices": [], **content})
+        return catalogue.current(connection).edition
 
 
 def an_invoice(customer: str, subscription: str = "sub_1", **changes: Any) -> Json:
@@ -156,7 +163,7 @@ def happened(sandbox: Control, customer: str) -> list[Json]:
     return [
         event
         for event in reversed(listed)
-        if customer in (event["data"]["object"].get("customer"), event["data"]["object"]["id"])
+        if customer in (event["data"]["object"].get("customer"), event["data"]["object"].get("id"))
     ]
 
 

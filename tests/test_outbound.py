@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from urllib3.exceptions import HTTPError
 
-from billing import outbound
+from billing import deadline, outbound
 from billing.config import SettingsError
 
 
@@ -38,7 +38,7 @@ def test_the_environments_proxy_is_used_with_its_user(
     address, asked = proxy
     monkeypatch.setenv("https_proxy", f"{scheme}us%65r:p%40ss@{address}")
 
-    with outbound.within(2), pytest.raises(HTTPError):
+    with deadline.within(2), pytest.raises(HTTPError):
         outbound.Http("https://api.stripe.com", connections=1).request("GET", "https://api.stripe.com/v1")
 
     assert asked[0].startswith("CONNECT api.stripe.com:443 ")
@@ -53,7 +53,7 @@ def test_an_address_the_environment_excepts_is_reached_directly(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
-    with outbound.within(2), pytest.raises(HTTPError):
+    with deadline.within(2), pytest.raises(HTTPError):
         outbound.Http(f"http://{address}", connections=1).request("GET", f"http://{address}/keys")
 
     assert asked[0].startswith("GET /keys ")
@@ -68,5 +68,5 @@ def test_a_proxy_of_another_kind_is_a_fault_of_the_settings(monkeypatch: pytest.
 
 @pytest.mark.parametrize("host", ["a" * 70 + ".example", "nowhere.invalid"])
 def test_a_host_that_cannot_be_is_unreachable_and_nothing_worse(host: str) -> None:
-    with outbound.within(5), pytest.raises(HTTPError):
+    with deadline.within(5), pytest.raises(HTTPError):
         outbound.Http(f"https://{host}", connections=1).request("GET", f"https://{host}/")

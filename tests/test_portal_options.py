@@ -49,7 +49,10 @@ def test_a_flow_leads_straight_to_its_task_and_back(
     [request] = asked_of_stripe(sandbox)
     assert request["params"]["flow_data"] == {
         "type": "payment_method_update",
-        "after_completion": {"type": "redirect", "redirect": {"return_url": "https://app.example.com/seats"}},
+        "after_completion": {
+            "type": "redirect",
+            "redirect": {"return_url": "https://app.example.com/seats?billing=updated"},
+        },
     }
 
 

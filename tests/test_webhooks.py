@@ -197,7 +197,7 @@ def test_the_body_is_bytes_whatever_it_is_said_to_be(
     ("change", "reason"),
     [
         ({"type": "charge.succeeded"}, "unknown_type"),
-        ({"type": "product.updated"}, "nothing_to_keep"),
+        ({"type": "customer.updated"}, "nothing_to_keep"),
         ({"livemode": True}, "wrong_livemode"),
         ({"account": "acct_1"}, "other_account"),
         ({"object": "v2.core.event", "type": "v1.billing.meter.error_report_triggered"}, "thin_event"),

@@ -23,6 +23,7 @@ from billing.worker import Worker
 from sandbox.server import Control
 from tests.conftest import create_customer, link, rows
 from tests.deliveries import (
+    a_catalogue,
     a_price,
     a_subscription,
     a_worker,
@@ -489,6 +490,7 @@ def test_an_idle_worker_is_soon_at_work_and_costs_next_to_nothing(
 def test_a_worker_told_to_end_claims_nothing_more_and_finishes_its_questions(
     environ: dict[str, str], database: Database, acme: str, customer: str, sandbox: Control, tmp_path: Path
 ) -> None:
+    a_catalogue(database)  # without entitlements: a question is one request
     id = subscribe(sandbox, customer)["id"]
     tell(database, customer, id=id, late=3600)
     sandbox.send("DELETE", "requests")
@@ -566,10 +568,10 @@ def test_a_worker_waits_for_the_release_to_be_migrated(
         with a_worker(environ) as worker, running(worker):
             wait_until(lambda: any(line.get("outcome") == "schema_unavailable" for line in said()))
             before = inbox_of(database, "attempt")
-            migrate_to(database, "0002")
+            migrate_to(database, "0003")
             wait_until(lambda: inbox_of(database) == ["settled"])
     finally:
-        migrate_to(database, "0002")
+        migrate_to(database, "0003")
 
     assert before == [0]
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
-from billing.web import answers, health, openapi, portal, webhooks
+from billing.web import answers, checkout, entitlements, health, openapi, portal, webhooks
 from billing.wiring import Billing
 
-DOORS = (portal.blueprint, webhooks.blueprint, health.blueprint, openapi.blueprint)
+DOORS = (
+    portal.blueprint,
+    checkout.blueprint,
+    entitlements.blueprint,
+    webhooks.blueprint,
+    health.blueprint,
+    openapi.blueprint,
+)
 
 
 def mount(app: Flask, billing: Billing, *, own_app: bool = False, url_prefix: str | None = None) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from typing import Any, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import structlog
 from flask import Response, current_app, request
@@ -26,6 +27,16 @@ from billing.wiring import Billing
 LARGEST_BODY = 16 * 1024
 
 View = Callable[..., Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Model]):
+    """An answer with headers of its own, or one whose JSON is written already."""
+
+    body: Model | str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int = 200
 
 
 def service() -> Billing:
@@ -48,8 +59,27 @@ def signed_in(view: View) -> View:
     return inner
 
 
-def checked(*refused_with: type[BillingError]) -> Callable[[View], View]:
-    """Check the body by its annotation, and send the answer through its own; says which refusals to expect."""
+def told(view: View) -> View:
+    """What goes wrong at Stripe is said in the words of this contract, instead of the bare 500."""
+
+    @functools.wraps(view)
+    def inner(**kwargs: Any) -> Any:
+        try:
+            return view(**kwargs)
+        except errors.StripeFailed as e:
+            raise e.told from e
+
+    inner.__refusals__ = (errors.StripeRefused, errors.StripeUnavailable, *refusals(view))  # type: ignore[attr-defined]
+    return inner
+
+
+def checked(
+    *refused_with: type[BillingError], takes: Sequence[Mapping[str, Any]] = (), may_be_same: bool = False
+) -> Callable[[View], View]:
+    """Check the body by its annotation, and send the answer through its own; says which refusals to expect.
+
+    `takes` are parameters of path, query and header, as OpenAPI writes them; `may_be_same` announces a 304.
+    """
 
     def wrap(view: View) -> View:
         hints = get_type_hints(view)
@@ -59,14 +89,25 @@ def checked(*refused_with: type[BillingError]) -> Callable[[View], View]:
         def inner(**kwargs: Any) -> Response:
             if body_model:
                 kwargs["body"] = _body(body_model)
-            answer: BaseModel = view(**kwargs)
-            return Response(answer.model_dump_json(), content_type="application/json")
+            answer = view(**kwargs)
+            if not isinstance(answer, Answer):
+                answer = Answer(answer)
+            written = answer.body if isinstance(answer.body, str) else answer.body.model_dump_json()
+            return Response(written, answer.status, answer.headers, content_type="application/json")
 
         of_body = (errors.InvalidRequest, errors.BodyTooLarge, errors.NotJson) if body_model else ()
         inner.__refusals__ = (*of_body, *refused_with)  # type: ignore[attr-defined]
+        inner.__takes__ = takes  # type: ignore[attr-defined]
+        inner.__may_be_same__ = may_be_same  # type: ignore[attr-defined]
         return inner
 
     return wrap
+
+
+def answers_with(view: View) -> type[BaseModel]:
+    """The model of a view's answer."""
+    hint: type[BaseModel] = get_type_hints(view)["return"]
+    return get_args(hint)[0] if get_origin(hint) is Answer else hint
 
 
 def raw_body(largest: int) -> bytes:

@@ -9,7 +9,7 @@ import functools
 import ipaddress
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import structlog
 from flask import g, request
@@ -42,8 +42,8 @@ class Trail:
         self.flow: str | None = None
         self.stripe_object: str | None = None
 
-    def start(self) -> str:
-        """Count the attempt and write it down; the tenant's Stripe customer, which the link is for.
+    def start(self) -> str | None:
+        """Count the attempt and write it down; the tenant's Stripe customer, if it has one.
 
         The transaction has ended when this returns: nothing is held while Stripe is asked.
         """
@@ -56,8 +56,6 @@ class Trail:
         if isinstance(entry, audit.Limited):
             raise errors.TooManyLinks(retry_after=entry.retry_after)
         self._entry = entry
-        if not customer:
-            raise errors.NoCustomer
         return customer
 
     def settle(self, outcome: str) -> None:
@@ -102,10 +100,15 @@ def audited(action: str) -> Callable[[View], View]:
     return wrap
 
 
-def require_manager(caller: Caller) -> None:
-    """Only members with one of BILLING_MANAGER_ROLES may go on, where that is set."""
+def is_manager(caller: Caller) -> bool:
+    """Whether the caller has one of BILLING_MANAGER_ROLES, where that is set."""
     managers = service().settings.billing_manager_roles
-    if managers and not caller.roles.intersection(managers):
+    return not managers or not caller.roles.isdisjoint(managers)
+
+
+def require_manager(caller: Caller) -> None:
+    """Only those who manage billing may go on."""
+    if not is_manager(caller):
         raise errors.Forbidden
 
 
@@ -145,6 +148,12 @@ def return_url(settings: Settings, wanted: str | None) -> str:
             query, fragment = parts.query and f"?{parts.query}", parts.fragment and f"#{parts.fragment}"
             return allowed + (parts.path or "/") + query + fragment
     raise errors.ReturnUrlNotAllowed(param="return_url")
+
+
+def with_query(url: str, query: str) -> str:
+    """The address with one more parameter, for the page to know that its reader is back."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(query=f"{parts.query}&{query}" if parts.query else query))
 
 
 def _place(parts: SplitResult) -> tuple[str, str | None, int | None]:

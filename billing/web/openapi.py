@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from billing import errors
 from billing.errors import BillingError
 from billing.telemetry import observed
-from billing.web.contract import View, refusals
+from billing.web.contract import View, answers_with, refusals
 
 REF = "#/components/schemas/{model}"
 REQUEST_ID = {"X-Request-Id": {"description": "Names this request in our logs", "schema": {"type": "string"}}}
@@ -22,6 +22,13 @@ RETRY_AFTER = {
 }
 CHALLENGE = {"WWW-Authenticate": {"description": "Bearer", "schema": {"type": "string"}}}
 HEADERS = {401: CHALLENGE, 429: RETRY_AFTER, 500: RETRY_AFTER, 503: RETRY_AFTER}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "required": False,
+    "description": "The `ETag` of what you have",
+    "schema": {"type": "string", "pattern": "^[ -~]*$"},
+}
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -86,7 +93,7 @@ def _path(rule: str) -> str:
 def _models(view: View) -> list[tuple[Any, Any]]:
     hints = get_type_hints(view)
     asked = [(hints["body"], "validation")] if "body" in hints else []
-    return [*asked, (hints["return"], "serialization")]
+    return [*asked, (answers_with(view), "serialization")]
 
 
 def _operation(view: View, schemas: dict[Any, Any]) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def _operation(view: View, schemas: dict[Any, Any]) -> dict[str, Any]:
         "summary": summary,
         "description": description.strip(),
         "responses": {
-            "200": _response("Done", schemas[hints["return"], "serialization"]),
+            "200": _response("Done", schemas[answers_with(view), "serialization"]),
             **_refusals([*refusals(view), BillingError, errors.ServiceUnavailable]),
         },
     }
@@ -106,8 +113,14 @@ def _operation(view: View, schemas: dict[Any, Any]) -> dict[str, Any]:
             "required": False,
             "content": {"application/json": {"schema": schemas[hints["body"], "validation"]}},
         }
+    takes = list(getattr(view, "__takes__", ()))
     if errors.IdempotencyKeyReused in refusals(view):
-        operation["parameters"] = [IDEMPOTENCY_KEY]
+        takes.append(IDEMPOTENCY_KEY)
+    if getattr(view, "__may_be_same__", False):
+        takes.append(IF_NONE_MATCH)
+        operation["responses"]["304"] = {"description": "What you have is what there is", "headers": REQUEST_ID}
+    if takes:
+        operation["parameters"] = takes
     if security := getattr(view, "__security__", None):
         operation["security"] = security
     return operation

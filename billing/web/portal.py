@@ -1,21 +1,29 @@
 """`POST /api/subscriptions/portal`: a link to Stripe's Customer Portal for the caller's tenant.
 
 The tenant comes from the verified token, the customer from our own row of that tenant, and nothing of either
-from the request. It never creates a customer.
+from the request. It never creates a customer. Where a flow wants a subscription, it is the one of the tenant's
+own that its document is about.
 """
 
 from __future__ import annotations
 
-from flask import Blueprint
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
-from billing import errors, stripe_api
+from flask import Blueprint
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from billing import catalogue, errors, policy, state, stripe_api
+from billing.catalogue import Catalogue
+from billing.events import Json
 from billing.identity import Caller
+from billing.policy import Held
 from billing.telemetry import observed
 from billing.web import links
 from billing.web.contract import checked, service, signed_in
 
 blueprint = Blueprint("portal", __name__)
+
+CONFIRM = "subscription_update_confirm"
 
 
 class PortalRequest(BaseModel):
@@ -34,6 +42,19 @@ class PortalRequest(BaseModel):
     flow: stripe_api.PortalFlow | None = Field(
         None, description="Lead straight to one task", examples=["payment_method_update"]
     )
+    plan: str | None = Field(
+        None, description=f"With `{CONFIRM}`: the plan to change to", examples=["team_yearly"]
+    )
+    quantity: int | None = Field(
+        None, description=f"With `{CONFIRM}`: how many from then on", examples=[12], ge=1, le=1_000_000
+    )
+
+    @model_validator(mode="after")
+    def _change_or_none(self) -> PortalRequest:
+        wants_change = self.plan is not None or self.quantity is not None
+        if wants_change is not (self.flow == CONFIRM):
+            raise ValueError(f"plan and quantity: one of them or both, and only with {CONFIRM}")
+        return self
 
 
 class PortalLink(BaseModel):
@@ -50,6 +71,12 @@ class PortalLink(BaseModel):
     errors.ReturnUrlNotAllowed,
     errors.Forbidden,
     errors.NoCustomer,
+    errors.PlanNotFound,
+    errors.NoSubscription,
+    errors.AlreadyCanceling,
+    errors.MultipleItems,
+    errors.PlanNotOffered,
+    errors.NoChange,
     errors.IdempotencyKeyReused,
     errors.TooManyLinks,
 )
@@ -64,13 +91,76 @@ def open_portal(caller: Caller, trail: links.Trail, body: PortalRequest) -> Port
     return_url = links.return_url(settings, body.return_url)
     key = links.idempotency_key()
     customer = trail.start()
+    if not customer:
+        raise errors.NoCustomer
     session = service().stripe.open_portal(
         customer,
         return_url=return_url,
-        flow=body.flow,
+        flow=_flow(caller, body, return_url) if body.flow else None,
         locale=body.locale,
         configuration=settings.billing_portal_configuration,
         idempotency_key=key and stripe_api.idempotency_key(caller.tenant_id, customer, key),
     )
     trail.stripe_object = session.id
     return PortalLink(url=session.url)
+
+
+# ---- flows
+
+
+def _flow(caller: Caller, body: PortalRequest, return_url: str) -> Json:
+    """Where in the portal it leads, as Stripe writes that."""
+    back = links.with_query(return_url, "billing=updated")
+    flow: Json = {
+        "type": body.flow,
+        "after_completion": {"type": "redirect", "redirect": {"return_url": back}},
+    }
+    if body.flow == "payment_method_update":
+        return flow
+    held, sold = _subscription(caller)
+    if body.flow != "subscription_cancel" and len(held.facts.items) != 1:
+        raise errors.MultipleItems
+    if body.flow == "subscription_cancel" and policy.ends_at(held.facts) is not None:
+        raise errors.AlreadyCanceling
+    aim: Json = {"subscription": held.id}
+    if body.flow == CONFIRM:
+        aim["items"] = [_changed_item(held, sold, body)]
+    return {**flow, str(body.flow): aim}
+
+
+def _subscription(caller: Caller) -> tuple[Held, Catalogue]:
+    """The one the tenant's document is about, from our own state and never from the request."""
+    with service().db.begin(caller.scope) as connection:
+        held = state.subscription_of(connection, caller.tenant_id)
+        if held is None or held.facts.status == "incomplete":  # which a Checkout supersedes
+            raise errors.NoSubscription
+        return held, catalogue.current(connection)
+
+
+def _changed_item(held: Held, sold: Catalogue, body: PortalRequest) -> Json:
+    [item] = held.facts.items
+    plan = sold.plans.get(body.plan) if body.plan is not None else None
+    if body.plan is not None and plan is None:
+        raise errors.PlanNotFound(param="plan")
+    chosen = plan or next((one for one in sold.plans.values() if one.price.id == item.price), None)
+    if chosen and body.quantity is not None and not chosen.least <= body.quantity <= chosen.most:
+        raise errors.InvalidRequest(chosen.bounds, param="quantity")
+    changed: Json = {"id": item.id}
+    if plan and plan.price.id != item.price:
+        if not _is_offered(plan.price.id):
+            raise errors.PlanNotOffered
+        changed["price"] = plan.price.id
+    if body.quantity is not None and body.quantity != item.quantity:
+        changed["quantity"] = body.quantity
+    if len(changed) == 1:
+        raise errors.NoChange
+    return changed
+
+
+def _is_offered(price: str) -> bool:
+    """Whether the portal's configuration lets anybody change to it."""
+    service().budget.spend("billing_portal.configurations", "waiting")
+    configuration = service().stripe.portal_configuration(service().settings.billing_portal_configuration)
+    features: Any = (configuration or {}).get("features") or {}
+    products = (features.get("subscription_update") or {}).get("products") or []
+    return any(price in (product.get("prices") or []) for product in products if isinstance(product, dict))

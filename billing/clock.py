@@ -1,0 +1,36 @@
+"""The verb of time: documents that change because it passes, or because the catalogue has.
+
+A grace period or a trial ends on the second, whether or not anybody hears of it. Where Stripe ought to have
+said something by then, it is asked. Customers are locked before documents, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import Connection
+
+from billing import questions, state
+from billing.db import SYSTEM, Database
+
+
+def strike(db: Database) -> int:
+    """Bring up to date the documents whose moment has come. How many those were; at most a chunk."""
+    with db.begin(SYSTEM) as connection:
+        due = state.due(connection)
+        pass_by(connection, [tenant for tenant, _ in due], [customer for _, customer in due if customer])
+    return len(due)
+
+
+def pass_by(connection: Connection, tenants: Collection[str], customers: Collection[str]) -> None:
+    """Their moment has come: have Stripe asked about the customers, and write the documents of now."""
+    questions.want(connection, customers)
+    state.refresh(connection, tenants)
+
+
+def catch_up(db: Database) -> int:
+    """Measure documents of an earlier edition by the one in force. How many those were; at most a chunk."""
+    with db.begin(SYSTEM) as connection:
+        behind = state.behind(connection)
+        state.refresh(connection, behind)
+    return len(behind)

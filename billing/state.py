@@ -1,0 +1,273 @@
+"""The one document per tenant, and its version: the table `tenant_states`.
+
+`refresh` writes documents from what is held, in the transaction that changed it. A document's version grows
+by one when anything in it but its freshness differs, and by nothing else. It is stored as the bytes callers
+get. The rows are locked in the order of their tenants, after customers and events; facts and the clock are read
+after the lock, so whoever comes last has seen everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    Index,
+    LargeBinary,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from billing import catalogue, entitlements, invoices, overrides, policy, subscriptions
+from billing.catalogue import Catalogue
+from billing.db import Query, metadata
+from billing.events import Json
+from billing.policy import Evaluation, Held, Tenant
+
+NOBODY: Mapping[str, float] = {}
+OLD = timedelta(hours=26)  # everybody is asked about once a day
+CHUNK = 500
+
+tenant_states = Table(
+    "tenant_states",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("stripe_customer_id", Text),  # whose facts it was made of
+    Column("version", BigInteger, nullable=False, server_default="0"),
+    Column("body", Text, nullable=False, server_default=""),  # JSON in ASCII, as callers get it
+    Column("digest", LargeBinary, nullable=False, server_default=text("''")),  # of all that is versioned
+    Column("why", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("edition", BigInteger, nullable=False, server_default="0"),  # of the catalogue it was measured by
+    Column("as_of", DateTime(timezone=True)),  # NULL: Stripe has never been asked about this customer
+    Column("next_look", DateTime(timezone=True)),  # when time alone may change it
+    Column("changed_at", DateTime(timezone=True)),
+    Column("synced_at", DateTime(timezone=True)),  # when somebody last had Stripe asked, and waited
+    CheckConstraint("tenant_id <> ''", name="tenant_id_given"),
+    Index("ix_tenant_states_next_look", "next_look", postgresql_where=text("next_look IS NOT NULL")),
+    Index("ix_tenant_states_edition", "edition"),
+)
+
+
+# ---- reading
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A tenant's row, as a reader needs it."""
+
+    version: int
+    digest: bytes
+    body: str
+    customer: str | None
+    edition: int
+    is_known: bool
+    is_due: bool  # time may have changed it since
+    is_old: bool  # nobody has confirmed it for too long
+    lasts: float | None  # seconds until time may change it
+
+
+# The scope is entered in the statement that reads: the row is looked up by what entering returned, so that
+# cannot come later. One statement is one transaction.
+_READ = """
+    SELECT version, digest, body, customer, edition, is_known, is_due, is_old, lasts
+    FROM (
+        SELECT set_config('billing.scope', %(scope)s, true) AS scope,
+               set_config('billing.tenant', %(tenant)s, true) AS tenant
+        OFFSET 0
+    ) AS entered
+    CROSS JOIN LATERAL (
+        SELECT version, digest, body, stripe_customer_id AS customer, edition, as_of IS NOT NULL AS is_known,
+               coalesce(next_look <= clock_timestamp(), false) AS is_due,
+               stripe_customer_id IS NOT NULL AND as_of < clock_timestamp() - %(old)s IS TRUE AS is_old,
+               extract(epoch FROM next_look - clock_timestamp())::float8 AS lasts
+        FROM tenant_states
+        WHERE tenant_id = entered.tenant AND entered.scope <> ''
+        OFFSET 0
+    ) AS state
+"""
+
+
+def read() -> Query[State | None]:
+    """The row of the tenant on whose behalf it is run."""
+    return Query("state.read", _READ, {"old": OLD}, _state, enters=True)
+
+
+def _state(found: psycopg.Cursor[Any]) -> State | None:
+    row = found.fetchone()
+    return State(*row) if row else None
+
+
+# ---- writing
+
+_ENSURE = text("""
+    INSERT INTO tenant_states (tenant_id)
+    SELECT id FROM unnest(CAST(:tenants AS text[])) AS given (id)
+    WHERE NOT EXISTS (SELECT FROM tenant_states WHERE tenant_id = id)
+    ORDER BY id ON CONFLICT DO NOTHING
+""")
+_LOCK = text("""
+    SELECT tenant_id, version, digest, stripe_customer_id, extract(epoch FROM as_of)::float8
+    FROM tenant_states
+    WHERE tenant_id = ANY(:tenants) ORDER BY tenant_id FOR NO KEY UPDATE
+""")
+# A tenant that has no customer has nothing at Stripe that anybody could ask about.
+_LINKED = text("""
+    SELECT given.id, t.stripe_customer_id,
+           CASE WHEN t.stripe_customer_id IS NULL THEN extract(epoch FROM clock_timestamp())
+                ELSE extract(epoch FROM c.answered_at) END::float8
+    FROM unnest(CAST(:tenants AS text[])) AS given (id)
+    LEFT JOIN tenant_config t ON t.tenant_id = given.id AND t.stripe_customer_id <> ''
+    LEFT JOIN stripe_customers c ON c.stripe_customer_id = t.stripe_customer_id
+""")
+_NOW = text("SELECT extract(epoch FROM clock_timestamp())::float8")
+_WRITE = text("""
+    UPDATE tenant_states s SET
+        stripe_customer_id = w.customer, version = w.version, digest = decode(w.digest, 'hex'),
+        body = w.body, why = w.why, edition = w.edition, next_look = to_timestamp(w.next_look),
+        as_of = CASE WHEN w.is_known THEN to_timestamp(w.as_of) END,
+        changed_at = CASE WHEN w.version > s.version THEN clock_timestamp() ELSE s.changed_at END
+    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS w (
+        tenant text, customer text, version bigint, digest text, body text, why jsonb, edition bigint,
+        next_look float8, is_known boolean, as_of float8)
+    WHERE s.tenant_id = w.tenant
+""")
+
+
+def refresh(
+    connection: Connection, tenants: Collection[str], *, confirmed: Mapping[str, float] = NOBODY
+) -> None:
+    """Write these tenants' documents anew. Of those that are `confirmed`, Stripe told us what was true then."""
+    if not tenants:
+        return
+    ids = sorted(tenants)
+    connection.execute(_ENSURE, {"tenants": ids})
+    locked = connection.execute(_LOCK, {"tenants": ids}).all()
+    found = evaluate(connection, ids)
+    rows = []
+    for tenant, version, digest, customer, as_of in locked:
+        one = found[tenant]
+        changed = one.digest() != bytes(digest)
+        held = as_of if as_of is not None and customer == one.tenant.customer else one.answered_at
+        at = min(one.now, max(held or 0.0, confirmed.get(tenant, 0.0)))
+        rows.append(one.row(version + changed, at))
+    connection.execute(_WRITE, {"rows": json.dumps(rows)})
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A tenant's document at a moment of the database's clock, before it has a version."""
+
+    tenant: Tenant
+    evaluation: Evaluation
+    edition: int
+    answered_at: float | None  # when Stripe last answered; None if it was never asked
+    now: float
+
+    def digest(self) -> bytes:
+        """The same for equal documents of one tenant only."""
+        written = json.dumps([self.tenant.id, self.evaluation.document], sort_keys=True)
+        return hashlib.blake2b(written.encode(), digest_size=16).digest()
+
+    def body(self, version: int, as_of: str | None) -> str:
+        """The document as callers get it."""
+        freshness = {"version": version, "as_of": as_of, "stale": False}
+        return json.dumps({"tenant_id": self.tenant.id, **freshness, **self.evaluation.document})
+
+    def row(self, version: int, as_of: float) -> Json:
+        """What is kept of it."""
+        return {
+            "tenant": self.tenant.id,
+            "customer": self.tenant.customer,
+            "version": version,
+            "digest": self.digest().hex(),
+            "body": self.body(version, policy.written(as_of)),
+            "why": self.evaluation.why,
+            "edition": self.edition,
+            "next_look": self.evaluation.next_look,
+            "is_known": self.answered_at is not None,
+            "as_of": as_of,
+        }
+
+
+def evaluate(connection: Connection, tenants: Collection[str]) -> dict[str, Evaluated]:
+    """These tenants' documents as they are now, from all that is held."""
+    edition = catalogue.current(connection)
+    linked = {row[0]: (row[1], row[2]) for row in connection.execute(_LINKED, {"tenants": list(tenants)})}
+    facts = _facts(connection, {id: customer for id, (customer, _) in linked.items()}, edition)
+    granted = overrides.of(connection, tenants)
+    now: float = connection.scalar(_NOW) or 0.0
+    return {
+        one.id: Evaluated(
+            one,
+            policy.evaluate(one, edition, granted.get(one.id, ()), edition.rules, now),
+            edition.edition,
+            linked[one.id][1],
+            now,
+        )
+        for one in facts
+    }
+
+
+def _facts(connection: Connection, linked: Mapping[str, str | None], edition: Catalogue) -> Iterable[Tenant]:
+    customers = [customer for customer in linked.values() if customer]
+    held = subscriptions.of(connection, customers) if customers else {}
+    entitled = entitlements.of(connection, customers) if customers and edition.entitlements else {}
+    delinquent = [
+        id for ones in held.values() for id, facts in ones if facts.status in subscriptions.DELINQUENT
+    ]
+    overdue = invoices.overdue_since(connection, delinquent) if delinquent else {}
+    for id, customer in linked.items():
+        ones = held.get(customer or "", ())
+        subscribed = tuple(Held(sub, facts, overdue.get(sub)) for sub, facts in ones)
+        yield Tenant(id, customer, subscribed, entitled.get(customer or "", frozenset()))
+
+
+def subscription_of(connection: Connection, tenant_id: str) -> Held | None:
+    """The subscription this tenant's document is about, unless it is over."""
+    one = evaluate(connection, [tenant_id])[tenant_id]
+    wanted = one.evaluation.document["stripe"]["subscription"]
+    return next((held for held in one.tenant.subscriptions if held.id == wanted), None)
+
+
+# ---- whose turn it is
+
+_DUE = text("""
+    SELECT tenant_id, stripe_customer_id FROM tenant_states
+    WHERE next_look <= clock_timestamp() ORDER BY next_look LIMIT :most
+""")
+_BEHIND = text("""
+    SELECT tenant_id FROM tenant_states
+    WHERE edition < (SELECT edition FROM catalogue) ORDER BY edition LIMIT :most
+""")
+_MAY_SYNC = text("""
+    INSERT INTO tenant_states AS s (tenant_id, synced_at) VALUES (:tenant, clock_timestamp())
+    ON CONFLICT (tenant_id) DO UPDATE SET synced_at = excluded.synced_at
+    WHERE s.synced_at IS NULL OR s.synced_at <= clock_timestamp() - :pause
+""")
+
+
+def due(connection: Connection, most: int = CHUNK) -> list[tuple[str, str | None]]:
+    """Tenants whose documents time may have changed, with their customers."""
+    return [(row[0], row[1]) for row in connection.execute(_DUE, {"most": most})]
+
+
+def behind(connection: Connection, most: int = CHUNK) -> list[str]:
+    """Tenants whose documents were measured by an earlier edition of the catalogue."""
+    return list(connection.scalars(_BEHIND, {"most": most}))
+
+
+def may_sync(connection: Connection, tenant_id: str, pause: timedelta) -> bool:
+    """Whether nobody has had Stripe asked about this tenant for that long. If so, somebody now has."""
+    return connection.execute(_MAY_SYNC, {"tenant": tenant_id, "pause": pause}).rowcount == 1
