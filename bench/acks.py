@@ -40,7 +40,7 @@ TABLES = {"ours": "inbox", "bare": "bare_events"}
 
 @dataclass(frozen=True)
 class Run:
-    """One contestant's turn; CPU is microseconds per event."""
+    """One contestant's turn; CPU is microseconds per answer."""
 
     seen: Answers
     server_cpu: float

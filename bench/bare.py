@@ -3,6 +3,8 @@
 No audit row, no rate limit, no row-level security, no deadline, no log line. `hold` keeps its session open
 while Stripe is asked, as a `with` block round the whole view does; `release` gives the connection back first.
 `keep` takes webhooks with less still: no ORM and no SDK, a signature checked by hand and one durable INSERT.
+`look_up` answers what a tenant may use from a row that holds the document as JSON; `say` asks nobody who they
+are, and answers as many bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Any
 import jwt
 import psycopg
 import stripe
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, abort, jsonify, request
+from flask_jwt_extended import JWTManager, get_jwt, jwt_required
 from sqlalchemy import create_engine, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 KEY = os.environ["JWT_SECRET_KEY"]
@@ -34,11 +38,15 @@ client = stripe.StripeClient(
     max_network_retries=0,
 )
 hold, release, keep = Flask("hold"), Flask("release"), Flask("keep")
+look_up, say = Flask("look_up"), Flask("say")
+look_up.config.update(JWT_SECRET_KEY=KEY)
+JWTManager(look_up)
 
 PLAIN_URL = os.environ["DATABASE_URL"].replace("+psycopg", "", 1)
 SECRET = os.environ["STRIPE_WEBHOOK_SECRET"].encode()
 TOLERANCE_SECONDS = 300
 KEEP = "INSERT INTO bare_events (id, body) VALUES (%s, %b) ON CONFLICT DO NOTHING"
+SAID = b'{"features": "%b"}' % (b"x" * 850)
 
 connections: queue.LifoQueue[psycopg.Connection[Any] | None] = queue.LifoQueue()
 for _ in range(int(os.environ["DATABASE_POOL_SIZE"])):
@@ -56,6 +64,16 @@ class Tenant(Base):
 
     tenant_id: Mapped[str] = mapped_column(primary_key=True)
     stripe_customer_id: Mapped[str]
+
+
+class Document(Base):
+    """The same for what tenants may use."""
+
+    __tablename__ = "bare_documents"
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    document: Mapped[dict[str, Any]] = mapped_column(JSONB)
 
 
 @hold.post("/api/subscriptions/portal")
@@ -105,3 +123,23 @@ def check_signature(body: bytes) -> None:
     expected = hmac.new(SECRET, given["t"].encode() + b"." + body, hashlib.sha256).hexdigest()
     if not hmac.compare_digest(expected, given["v1"]) or abs(time.time() - int(given["t"])) > TOLERANCE_SECONDS:
         abort(400)
+
+
+@look_up.get("/api/entitlements")
+@jwt_required()  # type: ignore[untyped-decorator]  # the extension's own
+def read_document() -> Response:
+    tenant_id = get_jwt()["tenant_id"]
+    with Session(engine) as session:
+        found = session.scalars(select(Document).where(Document.tenant_id == tenant_id)).one()
+        return with_tag(jsonify(found.document), found.version)
+
+
+@say.get("/api/entitlements")
+def say_document() -> Response:
+    return with_tag(Response(SAID, mimetype="application/json"), 1)
+
+
+def with_tag(answer: Response, version: int) -> Response:
+    answer.set_etag(str(version), weak=True)
+    answer.make_conditional(request)
+    return answer

@@ -1,17 +1,20 @@
-"""The clients: wrk, asking for portal links with the tokens of many tenants in turn, or delivering events.
+"""The clients: wrk, asking for something with the tokens of many tenants in turn, or delivering events.
 
-Many tenants, so that neither the limit of links per tenant nor one tenant's lock is what gets measured. Every
-event is delivered once: they are signed beforehand, and who runs out of them has measured nothing.
+Many tenants, so that neither the limit of links per tenant nor one tenant's lock nor what was read just before
+is what gets measured; whose turn is first is left to chance. Every event is delivered once: they are signed
+beforehand, and who runs out of them has measured nothing.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +30,15 @@ HEAD = (
 TENANTS = [f"tenant-{number:04d}" for number in range(1000)]
 
 SCRIPT = """
-local tokens = {%s}
 local requests, last = {}, 0
 
 function init()
-  for i, token in ipairs(tokens) do
-    requests[i] = wrk.format("POST", "/api/subscriptions/portal", {Authorization = "Bearer " .. token})
+  for token in io.lines("%s") do
+    local headers = {Authorization = "Bearer " .. token, ["If-None-Match"] = %s}
+    requests[#requests + 1] = wrk.format("%s", "%s", headers)
   end
+  math.randomseed(os.time())
+  last = math.random(#requests)
 end
 
 function request()
@@ -80,20 +85,42 @@ class Answers:
     failures: int
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for; with a tag, only if it has changed since."""
+
+    method: str
+    path: str
+    tag: str | None = None
+
+
+LINKS = Wish("POST", "/api/subscriptions/portal")
+
+
 class Clients:
     """Connections kept alive, each asking again as soon as it is answered."""
 
-    def __init__(self, key: str, scratch: Path) -> None:
-        self._script = scratch / "portal.lua"
+    def __init__(self, key: str, scratch: Path, tenants: Iterable[str] = TENANTS) -> None:
+        self._script, self._tokens = scratch / "ask.lua", scratch / "tokens"
         expires = int(time.time()) + 86400
-        tokens = [
-            jwt.encode({"sub": "user-1", "tenant_id": tenant, "exp": expires}, key, "HS256")
-            for tenant in TENANTS
-        ]
-        self._script.write_text(SCRIPT % (",\n".join(f'"{token}"' for token in tokens), DONE))
+        claims = ({"sub": "user-1", "tenant_id": tenant, "exp": expires} for tenant in tenants)
+        self._tokens.write_text("\n".join(jwt.encode(one, key, "HS256") for one in claims))
 
-    def ask(self, port: int, *, clients: int, seconds: int) -> Answers:
+    def first(self, port: int, wish: Wish) -> tuple[int, str | None]:
+        """What the first of them is answered: the status, and the tag."""
+        with self._tokens.open() as tokens:
+            headers = {"Authorization": f"Bearer {next(tokens).strip()}"}
+        if wish.tag:
+            headers["If-None-Match"] = wish.tag
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+            connection.request(wish.method, wish.path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers["ETag"]
+
+    def ask(self, port: int, *, clients: int, seconds: int, wish: Wish = LINKS) -> Answers:
         """Ask for so long; what is still unanswered at the end is abandoned."""
+        tag = json.dumps(wish.tag) if wish.tag else "nil"
+        self._script.write_text(SCRIPT % (self._tokens, tag, wish.method, wish.path, DONE))
         return _run(self._script, port, clients, seconds)
 
 

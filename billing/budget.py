@@ -73,7 +73,7 @@ class Budget:
         values = {"endpoint": endpoint, "lane": lane, "every": every, "patience": patience}
         seconds = self._db.run(SYSTEM, Query("budget.reserve", _RESERVE, values, _seconds))
         if seconds is None:
-            raise StripeFailed("paused")
+            raise StripeFailed("paused", retry_after=5)
         if self._stopping.wait(max(0.0, seconds)):
             raise StripeFailed("stopping")
 

@@ -164,7 +164,7 @@ class PaymentProcessing(BillingError):
 
 
 class NoSubscription(BillingError):
-    """The flow wants a subscription, and the tenant has none."""
+    """The flow wants a subscription, and the tenant has none, or one that was never paid."""
 
     status = 409
     code = "no_subscription"
@@ -234,7 +234,7 @@ class CatalogueUnknown(BillingError):
 
 
 class CheckoutBusy(BillingError):
-    """Others are opening a Checkout for the same tenant, and take too long."""
+    """Others are changing the same thing: opening a Checkout for the tenant, or linking another customer."""
 
     status = 503
     code = "checkout_busy"
@@ -245,7 +245,7 @@ class CheckoutBusy(BillingError):
 
 
 class StripeRefused(BillingError):
-    """Stripe would not do it: our fault or our settings', and no use in trying again."""
+    """Stripe would not do it: our fault or our settings', and rarely of use to try again."""
 
     status = 502
     code = "stripe_error"

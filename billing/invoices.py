@@ -2,8 +2,8 @@
 
 Everything kept here only ever moves one way: an invoice is drafted, opened, given up, paid or voided; an
 attempt to collect it has been made; it was finalized at one moment. So facts are merged in whatever order
-they come, and need neither clock nor question. Grace begins when the oldest open invoice that somebody tried
-to collect was finalized, which no retry changes.
+they come, and need neither clock nor question. Grace begins when the oldest open invoice was finalized that
+somebody tried to collect, or fell due where it is only sent: no retry changes that.
 """
 
 from __future__ import annotations

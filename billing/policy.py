@@ -106,7 +106,7 @@ def _on_trial(held: Held, over: float | None, now: float) -> Standing:
 
 
 def _in_grace(held: Held, rules: Rules, over: float | None, now: float) -> Standing:
-    """Stripe's own retries are the grace, unless the settings cap it from the first failure."""
+    """Stripe's own retries are the grace, unless the settings cap it from the day payment was due."""
     if not rules.grace_after_trial and never_paid(held):
         return Standing(held, "suspended", "past due, and never paid since its trial", over)
     since = overdue_since(held)
@@ -115,7 +115,7 @@ def _in_grace(held: Held, rules: Rules, over: float | None, now: float) -> Stand
     end = since + rules.grace_days * DAY
     if end <= now:
         return Standing(held, "suspended", f"past due for more than {rules.grace_days} days", over)
-    because = f"past due, within {rules.grace_days} days of the first failure"
+    because = f"past due, for no more than {rules.grace_days} days"
     return Standing(held, "grace", because, _earliest(end, over), grace_until=end)
 
 

@@ -225,7 +225,8 @@ def _judge(
     held = subscriptions.rows(connection, ids={one.subscription for one in ours if one.subscription})
     after = {id: row.held for id, row in held.items()}
     sold = catalogue.current(connection)
-    _fold(ours, held, locked, after, outcome, asks_of_new=bool(sold.entitlements))  # no event tells those
+    asks_of_new = bool(sold.entitlements)  # those no event tells
+    _fold(ours, held, locked, after, outcome, asks_of_new=asks_of_new)
     merged = invoices.learn(connection, [one.invoice for one in ours if one.invoice])
     overdue = _overdue(connection, ours, after)
     for one in ours:
@@ -272,9 +273,10 @@ def _fold(
             continue
         snapshots = [one.snapshot for one in ones if one.snapshot]
         folded = subscriptions.fold(row.held if row else None, snapshots, customer.answered_seen)
-        is_new = row is None and folded.merged is not None and asks_of_new
-        if not (folded.held and folded.held.is_final) and (folded.is_in_doubt or is_new):
-            # no step on the way is shown: the answer has them all
+        # No step on the way is shown, such as the moment before a purchase is paid: the answer has them all.
+        is_begun = row is None and folded.held is not None
+        is_unclear = is_begun and (asks_of_new or (folded.held and folded.held.status == "incomplete"))
+        if not (folded.held and folded.held.is_final) and (folded.is_in_doubt or is_unclear):
             for one in ones:
                 outcome.ask(one)
             if row:

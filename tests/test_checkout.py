@@ -16,7 +16,7 @@ from billing.db import SYSTEM, Database
 from billing.errors import CheckoutUnderWay
 from sandbox.server import Control
 from tests.conftest import MakeApp, create_customer, link, rows
-from tests.deliveries import a_subscription, an_event, at_stripe, deliver, take_in
+from tests.deliveries import a_subscription, an_event, at_stripe, deliver, logged, take_in
 from tests.shopping import (
     BANK_ACCOUNT,
     CHECKOUT,
@@ -573,6 +573,26 @@ def test_a_first_payment_that_came_without_our_hearing_of_it_is_not_canceled(sho
 
     assert refusal(answer) == (409, "already_subscribed")
     assert [one["status"] for one in shop.subscriptions()] == ["active"]
+
+
+def test_one_that_is_paid_in_the_moment_before_it_is_canceled_is_said_loudly(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.linked()
+    subscription = subscribes(shop, payment_behavior="default_incomplete")
+    stripe, said = shop.app.extensions["billing"].stripe, logged(caplog)
+    cancel = stripe.cancel_subscription
+
+    def too_late(id: str) -> object:
+        at_stripe(shop.sandbox, "POST", f"invoices/{subscription['latest_invoice']}/pay")
+        return cancel(id)
+
+    monkeypatch.setattr(stripe, "cancel_subscription", too_late)
+
+    shop.click()
+
+    loud = [line for line in said() if line["event"] == "subscription.canceled_though_paid"]
+    assert [(line["subscription"], line["level"]) for line in loud] == [(subscription["id"], "error")]
 
 
 def test_where_stripe_will_not_cancel_the_unpaid_one_nothing_else_is_sold(shop: Shop) -> None:

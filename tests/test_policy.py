@@ -748,7 +748,7 @@ def test_an_override_may_last_longer_than_any_calendar(expires_at: float) -> Non
         (a_subscription("new"), NOW, {}, "nobody here knows"),
         (a_subscription("canceled"), NOW, {}, "no subscription"),
         (a_subscription("past_due"), NOW, {}, "Stripe goes on trying"),
-        (a_subscription("past_due", since=NOW), NOW, {"grace_days": 7}, "within 7 days"),
+        (a_subscription("past_due", since=NOW), NOW, {"grace_days": 7}, "no more than 7 days"),
         (a_subscription("past_due", since=NOW), NOW + 7 * DAY, {"grace_days": 7}, "more than 7 days"),
         (a_subscription("past_due", trial_end=NOW), NOW, {"grace_after_trial": False}, "never paid"),
         (a_subscription("trialing", trial_end=NOW), NOW + SLACK, {}, "its trial has ended"),

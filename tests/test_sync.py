@@ -221,6 +221,18 @@ def test_a_first_snapshot_that_is_not_certain_asks(
     assert is_wanted(database)
 
 
+def test_a_subscription_that_begins_unpaid_is_asked_about_before_anybody_sees_it(
+    database: Database, acme: str, customer: str
+) -> None:
+    """A purchase is `incomplete` for a moment; its next event may be in another batch."""
+    tell(database, customer, at=AT, status="incomplete")
+
+    take_in(database)
+
+    assert (statuses(database), states(database)) == ({}, ["asking"])
+    assert is_wanted(database)
+
+
 def test_several_that_ask_are_settled_by_one_question(database: Database, acme: str, customer: str) -> None:
     for status in ("active", "past_due", "unpaid"):
         tell(database, customer, at=AT, late=3600, status=status)

@@ -1,7 +1,7 @@
 """`GET /api/entitlements`: what the caller's tenant may use. `GET /api/plans`: what can be bought.
 
-A document is answered as it is stored. Its `ETag` is its version; one that is stale never answers 304, and none
-may be cached beyond the moment at which time changes it.
+A document is answered as it is stored. Its `ETag` is no other document's; one that is stale never answers
+304, and none may be cached beyond the moment at which time changes it.
 """
 
 from __future__ import annotations
