@@ -20,7 +20,7 @@ from billing.events import Json, name
 from billing.stripe_api import Reading, Stripe, pages
 
 CHORE = "catalogue"
-LEASE = timedelta(minutes=1)  # of a reading: one that fails is begun again after it
+LEASE = timedelta(minutes=1)  # renewed with each read; a reading that fails is begun again after it
 AGE = timedelta(minutes=10)
 SOON = timedelta(seconds=1)  # after an event: many may come together
 
@@ -34,7 +34,10 @@ def read(db: Database, stripe: Stripe, budget: Budget) -> bool:
 
     def things(endpoint: str, read: Callable[[str | None], Reading | None]) -> Iterator[Json]:
         def counted(after: str | None) -> Reading | None:
+            nonlocal due
             budget.spend(endpoint, "background")
+            with db.begin(SYSTEM) as connection:
+                due = chores.renew(connection, CHORE, LEASE, due=due)
             return read(after)
 
         for page in pages(counted):

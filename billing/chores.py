@@ -28,6 +28,9 @@ def take(connection: Connection, name: str, every: timedelta) -> bool:
 
 
 _DUE = text("SELECT due_at FROM chores WHERE name = :name")
+_RENEW = text("""
+    UPDATE chores SET due_at = clock_timestamp() + :lease WHERE name = :name AND due_at = :due RETURNING due_at
+""")
 _DONE = text("UPDATE chores SET due_at = clock_timestamp() + :every WHERE name = :name AND due_at = :due")
 _HASTEN = text("""
     INSERT INTO chores (name, due_at) VALUES (:name, clock_timestamp() + :delay)
@@ -39,6 +42,12 @@ def due(connection: Connection, name: str) -> datetime | None:
     """When its next turn is."""
     moment: datetime | None = connection.scalar(_DUE, {"name": name})
     return moment
+
+
+def renew(connection: Connection, name: str, lease: timedelta, *, due: datetime | None) -> datetime | None:
+    """Put its next turn off by the lease, unless it was changed since it was `due`. When it is due then."""
+    moment: datetime | None = connection.scalar(_RENEW, {"name": name, "lease": lease, "due": due})
+    return moment or due
 
 
 def done(connection: Connection, name: str, every: timedelta, *, due: datetime | None) -> None:

@@ -78,9 +78,8 @@ class Worker:
             Chore("prune", timedelta(minutes=10), self._prune),
             Chore("walk", timedelta(minutes=1), lambda: reconcile.walk(self._db)),
             Chore("undelivered", timedelta(minutes=5), self._begin_listing),
-            Chore(cataloguing.CHORE, cataloguing.LEASE, self._begin_cataloguing, look=EVERY_SECOND),
-            Chore("clock", EVERY_SECOND, lambda: _until_done(clock.strike, self._db)),
-            Chore("editions", EVERY_SECOND, lambda: _until_done(clock.catch_up, self._db)),
+            Chore(cataloguing.CHORE, cataloguing.LEASE, self._begin_cataloguing, look=2 * EVERY_SECOND),
+            Chore("clock", EVERY_SECOND, self._let_time_pass),
         ]
 
     @property
@@ -247,6 +246,10 @@ class Worker:
             reconcile.undelivered(self._db, self._billing.stripe, self._budget, livemode=livemode)
         except StripeFailed as e:
             log.warning("reconcile.failed", reason=e.reason)
+
+    def _let_time_pass(self) -> None:
+        _until_done(clock.strike, self._db)
+        _until_done(clock.catch_up, self._db)
 
     def _begin_cataloguing(self) -> None:
         if self._cataloguing is None or self._cataloguing.done():

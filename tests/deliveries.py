@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.test import TestResponse
 
-from billing import catalogue, config, events, inbox, sync, telemetry, wiring
+from billing import catalogue, cataloguing, chores, config, events, inbox, sync, telemetry, wiring
 from billing.db import SYSTEM, Database
 from billing.db import WEBHOOK as WEBHOOK_SCOPE
 from billing.inbox import Delivery
@@ -208,10 +208,21 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[Json]]:
     return lambda: [record.msg for record in caplog.records if isinstance(record.msg, dict)]
 
 
+def leave_the_catalogue(database: Database) -> None:
+    """No worker reads it today."""
+    with database.begin(SYSTEM) as connection:
+        chores.take(connection, cataloguing.CHORE, timedelta(days=1))
+
+
 @contextlib.contextmanager
-def a_worker(environ: dict[str, str], **options: Any) -> Iterator[Worker]:
-    """A worker in this process, for tests that make its rounds one by one with `work()`."""
+def a_worker(environ: dict[str, str], *, catalogues: bool = False, **options: Any) -> Iterator[Worker]:
+    """A worker in this process, for tests that make its rounds one by one with `work()`.
+
+    Unless it `catalogues`, it leaves the catalogue alone: all tests of a process sell in the same sandbox.
+    """
     billing = wiring.build(config.load(environ))
+    if not catalogues:
+        leave_the_catalogue(billing.db)
     worker = Worker(billing, **options)
     yield worker
     worker.finish()

@@ -327,7 +327,7 @@ def test_what_is_sold_reaches_documents_soon_after_stripe_says_so(
     client = make_app().test_client()
 
     at_stripe(sandbox, "POST", f"products/{product}", **{"metadata[limit.projects]": "50"})
-    with a_worker(environ) as worker:
+    with a_worker(environ, catalogues=True) as worker:
         deliver(client, latest(sandbox, "product.updated"))
         read_again_at(database, "10 min")
         work_until(worker, lambda: document(database)["version"] > before["version"])
@@ -353,7 +353,7 @@ def test_a_worker_reads_the_catalogue_first_of_all_and_again_without_any_event(
     database: Database, environ: dict[str, str], sandbox: Control
 ) -> None:
     product = sell(sandbox, "Team")
-    with a_worker(environ) as worker:
+    with a_worker(environ, catalogues=True) as worker:
         work_until(worker, lambda: current(database).edition == 1)
         feature = at_stripe(sandbox, "POST", "entitlements/features", lookup_key="sso", name="SSO")
         at_stripe(sandbox, "POST", f"products/{product}/features", entitlement_feature=feature["id"])
@@ -377,7 +377,7 @@ def test_a_reading_that_failed_is_soon_begun_again(
     told = logged(caplog)
     sandbox.fault("503", path="/v1/prices")
 
-    with a_worker(environ) as worker:
+    with a_worker(environ, catalogues=True) as worker:
         work_until(worker, lambda: any(line["event"] == "catalogue.failed" for line in told()))
         work_until(worker, lambda: not worker.is_asking)
 

@@ -634,7 +634,7 @@ def test_a_delivered_event_changes_the_document_in_the_workers_next_round(
     for event in happened(sandbox, customer):
         assert deliver(client, event).status_code == 200
 
-    with a_worker(environ) as worker:
+    with a_worker(environ, catalogues=True) as worker:
         worker.work()
         until_quiet(worker)
 
@@ -717,7 +717,7 @@ def test_the_end_of_a_customer_is_the_end_of_what_it_had(
     for event in happened(sandbox, customer):
         if event["type"] == "customer.deleted":
             deliver(client, event)
-    with a_worker({**environ, "BILLING_DEFAULT_PLAN": "free"}) as worker:
+    with a_worker({**environ, "BILLING_DEFAULT_PLAN": "free"}, catalogues=True) as worker:
         work_until(worker, lambda: document(database)["state"] == "none")
 
     assert known(read(client))["features"]["seats"] == {"enabled": True, "limit": 3}
@@ -811,7 +811,7 @@ def test_a_feature_that_joins_a_product_reaches_its_subscribers_without_an_event
         clock.catch_up(database)
         listed = document(database)["features"]["beta"]
         rows(database, "UPDATE stripe_customers SET answered_at = now() - interval '25 h' RETURNING 1")
-        with a_worker(environ) as worker:
+        with a_worker(environ, catalogues=True) as worker:
             work_until(worker, lambda: document(database)["features"]["beta"] != listed)
 
     assert listed == {"enabled": False}
@@ -832,7 +832,7 @@ def test_the_very_first_feature_reaches_those_who_were_asked_about_before_the_ca
     """No event tells of a new feature: the news of who has it may come before the catalogue is read again."""
     keep_catalogue(database)
     known(read(client))
-    with featured(sandbox, at_sale, "early"), a_worker(environ) as worker:
+    with featured(sandbox, at_sale, "early"), a_worker(environ, catalogues=True) as worker:
         subscribe(sandbox, customer, price=at_sale)
         for event in happened(sandbox, customer):
             deliver(client, event)

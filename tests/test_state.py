@@ -516,7 +516,7 @@ def test_the_clock_ends_grace_trial_and_override_at_their_second_though_nobody_r
     before = {tenant: document(database, tenant) for tenant in then}
     assert all(one["features"]["sso"]["enabled"] for one in before.values())
 
-    with a_worker({**environ, "BILLING_GRACE_DAYS": "3"}) as worker:
+    with a_worker({**environ, "BILLING_GRACE_DAYS": "3"}, catalogues=True) as worker:
         while now(database) < end:
             worker.work()
             if now(database) < end:

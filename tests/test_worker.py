@@ -29,6 +29,7 @@ from tests.deliveries import (
     a_worker,
     an_event,
     keep,
+    leave_the_catalogue,
     logged,
     make_due,
     subscribe,
@@ -468,6 +469,7 @@ def a_real_worker(environ: dict[str, str], tmp_path: Path) -> Iterator[Process]:
 def test_an_idle_worker_is_soon_at_work_and_costs_next_to_nothing(
     environ: dict[str, str], database: Database, acme: str, customer: str, tmp_path: Path
 ) -> None:
+    leave_the_catalogue(database)
     with a_real_worker(environ, tmp_path) as worker:
         tell(database, customer)
         wait_until(lambda: inbox_of(database) == ["settled"])  # the first round, with all that is loaded for it
