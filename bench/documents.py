@@ -106,4 +106,5 @@ def _row(sold: Catalogue) -> Json:
     held = Held("sub_1Bench00000000000000001", facts, None)
     whose = Tenant(tenant(0), f"cus_{tenant(0)}", (held,))
     evaluation = policy.evaluate(whose, sold, (), sold.rules, now)
-    return Evaluated(whose, evaluation, sold.edition, answered_at=now, now=now).row(1, now)
+    one = Evaluated(whose, evaluation, sold.edition, answered_at=now, now=now)
+    return one.row(1, one.digest(), now)

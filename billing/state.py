@@ -158,10 +158,11 @@ def refresh(
     rows = []
     for tenant, version, digest, customer, as_of in locked:
         one = found[tenant]
-        changed = one.digest() != bytes(digest)
+        measured = one.digest()
+        changed = measured != bytes(digest)
         held = as_of if as_of is not None and customer == one.tenant.customer else one.answered_at
         at = min(one.now, max(held or 0.0, confirmed.get(tenant, 0.0)))
-        rows.append(one.row(version + changed, at))
+        rows.append(one.row(version + changed, measured, at))
     connection.execute(_WRITE, {"rows": json.dumps(rows)})
 
 
@@ -185,13 +186,13 @@ class Evaluated:
         freshness = {"version": version, "as_of": as_of, "stale": False}
         return json.dumps({"tenant_id": self.tenant.id, **freshness, **self.evaluation.document})
 
-    def row(self, version: int, as_of: float) -> Json:
+    def row(self, version: int, digest: bytes, as_of: float) -> Json:
         """What is kept of it."""
         return {
             "tenant": self.tenant.id,
             "customer": self.tenant.customer,
             "version": version,
-            "digest": self.digest().hex(),
+            "digest": digest.hex(),
             "body": self.body(version, policy.written(as_of)),
             "why": self.evaluation.why,
             "edition": self.edition,

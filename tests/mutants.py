@@ -267,7 +267,7 @@ MUTANTS = [
     Mutant(
         "every write is a version",
         "billing/state.py",
-        "        changed = one.digest() != bytes(digest)\n",
+        "        changed = measured != bytes(digest)\n",
         "        changed = True\n",
         "tests/test_state.py::test_writing_the_same_again_changes_nothing_but_its_freshness",
     ),
