@@ -16,7 +16,18 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from billing import checkouts, customers, deadline, enrolling, errors, questions, subscriptions, sync
+from billing import (
+    cataloguing,
+    checkouts,
+    chores,
+    customers,
+    deadline,
+    enrolling,
+    errors,
+    questions,
+    subscriptions,
+    sync,
+)
 from billing.budget import Budget
 from billing.catalogue import Plan
 from billing.checkouts import Checkout
@@ -166,6 +177,10 @@ class Buying:
             and live.customer == customers.of(connection, live.tenant_id)
             and not questions.is_deleted(connection, live.customer)
             and not any(map(_counts, subscriptions.statuses(connection, live.customer).values()))
+            and not (
+                "trial_period_days" in live.params["subscription_data"]
+                and subscriptions.had_trial(connection, customers.ever(connection, live.tenant_id))
+            )
         )
 
     def _look(self, live: Checkout, *, is_new: bool = False) -> CheckoutSession | None:
@@ -189,10 +204,13 @@ class Buying:
         return session
 
     def _learn(self, live: Checkout, failure: StripeFailed) -> None:
-        """Refused for its customer: that may be gone, and nobody has told us."""
-        if failure.about == "customer":
-            with self._db.begin(SYSTEM) as connection:
+        """Refused for its customer, or its price: that may be gone, and nobody has told us."""
+        about = failure.about or ""
+        with self._db.begin(SYSTEM) as connection:
+            if about == "customer":
                 questions.want(connection, [live.customer])
+            if about.startswith("line_items"):
+                chores.hasten(connection, cataloguing.CHORE)
 
     def _expire(self, live: Checkout, session: CheckoutSession) -> CheckoutSession:
         """Close it; or see what became of it instead."""
@@ -245,7 +263,9 @@ class Buying:
     def _refuse_subscribed(self, tenant_id: str, customer: str) -> None:
         """One subscription per tenant. One whose first payment never came gives way, at Stripe first."""
         with self._db.begin(SYSTEM) as connection:
-            is_awaited = checkouts.is_awaited(connection, tenant_id)
+            is_awaited = checkouts.is_awaited(connection, tenant_id) or questions.is_wanted(
+                connection, customer
+            )
         if is_awaited or self._unpaid(customer):
             # it may have been paid, and the event be on its way
             sync.insist(self._db, self._stripe, self._budget, customer)
@@ -347,7 +367,7 @@ class Buying:
             status = "open" if session and session.status == "open" else "expired"
             return Progress(status, session.url if session else None)
         bought = self._bought(checkout, session)
-        if session.is_paid or bought in subscriptions.DELINQUENT:
+        if bought not in (None, "incomplete") and (session.is_paid or bought in subscriptions.DELINQUENT):
             return Progress("complete")
         return Progress("expired" if bought in subscriptions.FINAL else "processing")
 

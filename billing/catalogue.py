@@ -275,6 +275,10 @@ class Catalogue:
         """Stripe's entitlement features, by lookup key."""
         return frozenset(self.features).union(*(product.entitles for product in self.products.values()))
 
+    def entitled(self, products: Iterable[str]) -> set[str]:
+        """What these products are known to give of Stripe's features, by lookup key."""
+        return {key for id in set(products) if id in self.products for key in self.products[id].entitles}
+
     @cached_property
     def plans(self) -> Mapping[str, Plan]:
         """What can be bought, by its key, in the order of a pricing page."""

@@ -115,9 +115,10 @@ _CLOSE_INTENT = text("""
 
 def intend_customer(connection: Connection, tenant_id: str) -> Intent:
     """The customer under way for this tenant; a new one where there is none."""
-    connection.execute(_INTEND_CUSTOMER, {"id": uuid.uuid4().hex, "tenant": tenant_id})
-    row = connection.execute(_INTENT, {"tenant": tenant_id, "kept": KEY_KEPT}).one()
-    return Intent(row[0], row[1])
+    while True:
+        connection.execute(_INTEND_CUSTOMER, {"id": uuid.uuid4().hex, "tenant": tenant_id})
+        for row in connection.execute(_INTENT, {"tenant": tenant_id, "kept": KEY_KEPT}):
+            return Intent(row[0], row[1])  # and once more where it was closed in between
 
 
 def close_intent(connection: Connection, intent: str, customer: str | None) -> None:
@@ -167,6 +168,7 @@ _SETTLE = text("""
                          stripe_session_id = coalesce(stripe_session_id, :session),
                          expires_at = coalesce(to_timestamp(:expires_at), expires_at)
     WHERE id = :id AND state IN ('opening', 'open', 'processing')
+      AND NOT (state = 'processing' AND :state IN ('opening', 'open'))
 """)
 _HEAR = text("""
     UPDATE checkouts c SET state = told.state, subscription = coalesce(told.subscription, c.subscription)
@@ -303,7 +305,8 @@ def end_turn(connection: Connection, tenant_id: str, holder: str) -> None:
 
 _UNDER_WAY = text("""
     SELECT EXISTS (SELECT FROM checkouts WHERE tenant_id = :tenant
-                   AND (state = 'processing' OR state IN ('opening', 'open')
+                   AND (state = 'processing' AND created_at > clock_timestamp() - interval '30 days'
+                        OR state IN ('opening', 'open')
                         AND coalesce(expires_at, created_at + interval '1 day') > clock_timestamp()))
         OR EXISTS (SELECT FROM customer_intents WHERE tenant_id = :tenant AND closed_at IS NULL
                    AND created_at > clock_timestamp() - interval '1 day')

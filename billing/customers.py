@@ -83,6 +83,7 @@ _LINK = text("""
       AND (:replace OR coalesce(t.stripe_customer_id, '') IN ('', :instead_of))
     RETURNING tenant_id
 """)
+_FORMER = text("SELECT DISTINCT tenant_id FROM tenant_links WHERE stripe_customer_id = :customer")
 _OF = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant"
 _GIVEN = text(_OF)
 _KEPT = text(f"{_OF} FOR NO KEY UPDATE")
@@ -120,6 +121,11 @@ def of(connection: Connection, tenant_id: str, *, keep: bool = False) -> str | N
 def ever(connection: Connection, tenant_id: str) -> list[str]:
     """Every Stripe customer the tenant has been."""
     return list(connection.scalars(_EVER, {"tenant": tenant_id}))
+
+
+def former(connection: Connection, customer: str) -> list[str]:
+    """Every tenant this Stripe customer has been linked to."""
+    return list(connection.scalars(_FORMER, {"customer": customer}))
 
 
 def link(

@@ -112,7 +112,8 @@ class Documents:
         with self._db.begin(SYSTEM) as connection:
             one = state.evaluate(connection, [tenant_id])[tenant_id]
         as_of = json.loads(found.body)["as_of"]
-        return Document(one.body(found.version, as_of), _tag(found.version, one.digest()), 0.0)
+        document = Document(one.body(found.version, as_of), _tag(found.version, one.digest()), 0.0)
+        return _stale(document) if found.is_old or self._late.has(found.customer) else document
 
 
 def _tag(version: int, digest: bytes) -> str:

@@ -72,7 +72,8 @@ def _link(db: Database, tenant_id: str, intent: Intent, customer: str, *, instea
         checkouts.close_intent(connection, intent.id, customer)
         state.refresh(connection, [tenant_id])
         linked = customers.of(connection, tenant_id)
-    if linked != customer:
+    if linked and linked != customer:
         log.warning("customer.spare", tenant=tenant_id, customer=customer)
-    log.info("customer.linked", tenant=tenant_id, customer=linked, by="checkout")
-    return linked or customer
+        return linked
+    log.info("customer.linked", tenant=tenant_id, customer=customer, by="checkout")
+    return customer

@@ -47,24 +47,26 @@ class Late:
         self._looking = threading.Lock()
         self._next_look = 0.0
         self._late: frozenset[str] = frozenset()
+        self._may_be_all = False
 
     def has(self, customer: str | None) -> bool:
         """Whether this customer's news is late."""
         if time.monotonic() >= self._next_look and self._looking.acquire(blocking=False):
             try:
-                self._late = self._db.run(SYSTEM, _query())
+                found = self._db.run(SYSTEM, _query())
+                self._late, self._may_be_all = frozenset(found), len(found) >= MOST
             except ServiceUnavailable as e:  # no read fails of it: what was known last still holds
                 log.warning("late.unknown", outcome=e.outcome)
             finally:
                 self._next_look = time.monotonic() + self._look_seconds
                 self._looking.release()
-        return customer is not None and (customer in self._late or len(self._late) >= MOST)
+        return customer is not None and (customer in self._late or self._may_be_all)
 
 
-def _query() -> Query[frozenset[str]]:
+def _query() -> Query[list[str]]:
     values = {"too_long": TOO_LONG, "too_often": TOO_OFTEN, "most": MOST}
     return Query("late.read", _LATE, values, _customers)
 
 
-def _customers(found: psycopg.Cursor[tuple[str]]) -> frozenset[str]:
-    return frozenset(row[0] for row in found)
+def _customers(found: psycopg.Cursor[tuple[str]]) -> list[str]:
+    return [row[0] for row in found]

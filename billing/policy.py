@@ -217,8 +217,7 @@ def _bought(tenant: Tenant, standings: Sequence[Standing], catalogue: Catalogue)
 
 def _entitled(standings: Iterable[Standing], catalogue: Catalogue) -> set[str]:
     """What the products of these are known to give of Stripe's features."""
-    products = {item.product for standing in standings for item in standing.held.facts.items}
-    return {key for id in products if id in catalogue.products for key in catalogue.products[id].entitles}
+    return catalogue.entitled(item.product for standing in standings for item in standing.held.facts.items)
 
 
 def _terms(item: Item, catalogue: Catalogue) -> Mapping[str, Term]:

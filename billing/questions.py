@@ -48,6 +48,7 @@ class Customer:
     heard: int
     answered_seen: int
     is_asked: bool  # a question is in flight
+    failures: int = 0  # of questions, in a row
 
 
 # Those that are missing only: on another's row it would wait for whoever is changing it.
@@ -59,7 +60,8 @@ _KNOW = text("""
 """)
 _KNOWN = text("SELECT stripe_customer_id FROM stripe_customers WHERE stripe_customer_id = ANY(:ids)")
 _LOCK = """
-    SELECT stripe_customer_id, deleted_at IS NOT NULL, heard, answered_seen, asking_until IS NOT NULL
+    SELECT stripe_customer_id, deleted_at IS NOT NULL, heard, answered_seen, asking_until IS NOT NULL,
+           failures
     FROM stripe_customers WHERE stripe_customer_id = ANY(:ids) ORDER BY stripe_customer_id FOR NO KEY UPDATE
 """
 _LOCK_ONE = text(_LOCK)
@@ -130,7 +132,7 @@ _WANT = text("""
 def want(connection: Connection, customers: Collection[str]) -> None:
     """Have Stripe asked about these customers, whatever their events say."""
     if customers:
-        connection.execute(_WANT, {"ids": sorted(customers)})
+        connection.execute(_WANT, {"ids": sorted(set(customers))})
 
 
 _BORN = text("""
@@ -138,7 +140,7 @@ _BORN = text("""
     ON CONFLICT (stripe_customer_id) DO UPDATE SET answered_at = coalesce(c.answered_at, excluded.answered_at)
 """)
 _IS_RESTING = text("""
-    SELECT failures > 0 AND asking_until IS NULL AND wanted_at > clock_timestamp() FROM stripe_customers
+    SELECT put > answered AND asking_until IS NULL AND wanted_at > clock_timestamp() FROM stripe_customers
     WHERE stripe_customer_id = :customer
 """)
 _IS_DELETED = text("SELECT deleted_at IS NOT NULL FROM stripe_customers WHERE stripe_customer_id = :customer")

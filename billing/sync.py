@@ -207,7 +207,7 @@ def _refresh(connection: Connection, batch: Sequence[Told], owned: Mapping[str, 
 def _checkouts(batch: Sequence[Told]) -> Iterator[checkouts.News]:
     """What became of sessions: one that is done may still have to be paid."""
     told = [one for one in batch if one.event and one.claimed.type in events.CHECKOUT]
-    for one in sorted(told, key=lambda one: (one.claimed.created or 0, one.id)):
+    for one in sorted(told, key=lambda one: (one.claimed.created or 0, "async" in one.claimed.type, one.id)):
         assert one.event
         change, thing = one.claimed.type.removeprefix("checkout.session."), one.event.object
         paid = "paid" if change == "async_payment_succeeded" else events.name(thing.get("payment_status"))
@@ -225,8 +225,13 @@ def _judge(
     held = subscriptions.rows(connection, ids={one.subscription for one in ours if one.subscription})
     after = {id: row.held for id, row in held.items()}
     sold = catalogue.current(connection)
-    asks_of_new = bool(sold.entitlements)  # those no event tells
-    _fold(ours, held, locked, after, outcome, asks_of_new=asks_of_new)
+    entitled = entitlements.of(connection, list(locked)) if sold.entitlements else {}
+
+    def lacks(one: Subscription) -> bool:
+        """Whether its products give something of Stripe's that no event tells."""
+        return not sold.entitled(item.product for item in one.facts.items) <= entitled.get(one.customer, set())
+
+    _fold(ours, held, locked, after, outcome, lacks=lacks)
     merged = invoices.learn(connection, [one.invoice for one in ours if one.invoice])
     overdue = _overdue(connection, ours, after)
     for one in ours:
@@ -256,7 +261,7 @@ def _fold(
     after: dict[str, Held],
     outcome: Outcome,
     *,
-    asks_of_new: bool,
+    lacks: Callable[[Subscription], bool],
 ) -> None:
     """Take each subscription's snapshots in. Those that ask are asked about; `after` is what is held then."""
     by_subscription: dict[str, list[Told]] = defaultdict(list)
@@ -273,10 +278,11 @@ def _fold(
             continue
         snapshots = [one.snapshot for one in ones if one.snapshot]
         folded = subscriptions.fold(row.held if row else None, snapshots, customer.answered_seen)
-        # No step on the way is shown, such as the moment before a purchase is paid: the answer has them all.
-        is_begun = row is None and folded.held is not None
-        is_unclear = is_begun and (asks_of_new or (folded.held and folded.held.status == "incomplete"))
-        if not (folded.held and folded.held.is_final) and (folded.is_in_doubt or is_unclear):
+        # No step on the way is shown, such as the moment before a purchase is paid: the answer has them all,
+        # unless Stripe keeps us waiting; then what is certain holds.
+        is_unpaid = row is None and folded.held is not None and folded.held.status == "incomplete"
+        is_unclear = folded.is_in_doubt or is_unpaid or (folded.merged and lacks(folded.merged))
+        if is_unclear and not customer.failures and not (folded.held and folded.held.is_final):
             for one in ones:
                 outcome.ask(one)
             if row:
@@ -588,7 +594,8 @@ def now(db: Database, stripe: Stripe, budget: Budget, customer: str, *, patience
     while time.monotonic() < until:
         with db.begin(SYSTEM) as connection:
             seen = inbox.newest(connection)
-            put = questions.put(connection, seen=seen, most=1, customer=customer)
+            is_early = until - time.monotonic() > patience / 2  # or it would be cut off before it is answered
+            put = questions.put(connection, seen=seen, most=1, customer=customer) if is_early else []
         for question in put:
             with deadline.within(until - time.monotonic()):
                 if ask(db, stripe, budget, question, "waiting"):
@@ -622,7 +629,7 @@ def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool 
             return None
         questions.want(connection, [customer])
         woken = inbox.wake(connection, customer)
-        state.refresh(connection, [tenant_id])
+        state.refresh(connection, {tenant_id, *customers.former(connection, customer)})
     log.info("customer.linked", tenant=tenant_id, customer=customer, by=by)
     return woken
 

@@ -562,6 +562,16 @@ def test_where_stripe_owes_us_word_by_then_the_clock_has_it_asked(
     assert document(database)["version"] == 1  # a trial's end is in it only while the trial lasts
 
 
+def test_one_customer_on_two_documents_stops_no_clock(database: Database, acme: str, customer: str) -> None:
+    """As an operator leaves it who moves a customer by hand."""
+    refresh(database, acme, "t_former")
+    due = "next_look = now() - interval '1 second', stripe_customer_id = :customer"
+    rows(database, f"UPDATE tenant_states SET {due} RETURNING 1", customer=customer)
+
+    assert clock.strike(database) == 2
+    assert rows(database, "SELECT FROM tenant_states WHERE next_look <= now()") == []
+
+
 # ---- editions
 
 

@@ -44,6 +44,7 @@ def upgrade() -> None:
     op.drop_table("checkouts")
     op.add_column("invoices", time("due_at"))
     op.add_column("stripe_customers", time("owed_since"))
+    op.execute("UPDATE stripe_customers SET owed_since = wanted_at WHERE wanted_at IS NOT NULL")
     op.create_index(
         "ix_stripe_customers_owed_since",
         "stripe_customers",
