@@ -296,8 +296,13 @@ class Catalogue:
 
     def default(self, plan: str | None) -> Product | None:
         """The product that BILLING_DEFAULT_PLAN names by its metadata `plan`."""
-        named = [product for product in self.products.values() if plan and product.metadata.get("plan") == plan]
-        return min(named, key=lambda product: (not product.active, product.id), default=None)
+        return self._named.get(plan or "")
+
+    @cached_property
+    def _named(self) -> Mapping[str, Product]:
+        """By that metadata; of several with the same, an active one counts."""
+        last_counts = sorted(self.products.values(), key=lambda one: (not one.active, one.id), reverse=True)
+        return {one.metadata["plan"]: one for one in last_counts if one.metadata.get("plan")}
 
     @property
     def faults(self) -> tuple[Fault, ...]:

@@ -203,16 +203,28 @@ def _bought(tenant: Tenant, standings: Sequence[Standing], catalogue: Catalogue)
         for item in standing.held.facts.items:
             source: Json = {"from": "subscription", "subscription": standing.held.id, "price": item.price}
             source |= {} if item.quantity is None else {"quantity": item.quantity}
-            for key, term in _terms(item, catalogue).items():
-                sums.setdefault(key, Sum()).add(term, item.quantity, source)
+            _add(sums, _terms(item, catalogue), (), item.quantity, source)
     # Stripe leaves them while a subscription is paused or unpaid; what only such a one gives does not count.
     left = [one for one in standings if not one.has_access and one.held.facts.status not in FINAL]
     lost = _entitled(left, catalogue)
-    for lookup_key in sorted(tenant.entitlements - (lost - _entitled(having, catalogue))):
-        if known := key_of(lookup_key):
-            granted = Term(True, None, lookup_key)
-            sums.setdefault(known, Sum()).add(granted, None, {"from": "entitlement"})
+    kept = tenant.entitlements - (lost - _entitled(having, catalogue))
+    _add(sums, {}, sorted(kept), None, {"from": "entitlement"})
     return sums
+
+
+def _add(
+    sums: dict[str, Sum],
+    terms: Mapping[str, Term],
+    entitles: Iterable[str],
+    quantity: int | None,
+    source: Json,
+) -> None:
+    """So many of what gives these terms, and these features of Stripe's."""
+    for key, term in terms.items():
+        sums.setdefault(key, Sum()).add(term, quantity, source)
+    for lookup_key in entitles:
+        if known := key_of(lookup_key):
+            sums.setdefault(known, Sum()).add(Term(True, None, lookup_key), quantity, source)
 
 
 def _entitled(standings: Iterable[Standing], catalogue: Catalogue) -> set[str]:
@@ -232,23 +244,14 @@ def _by_default(catalogue: Catalogue, rules: Rules) -> dict[str, Sum]:
     sums: dict[str, Sum] = {}
     if product:
         source: Json = {"from": "default_plan", "product": product.id}
-        for key, term in catalogue.without_price[product.id].items():
-            sums.setdefault(key, Sum()).add(term, 1, source)
-        for lookup_key in product.entitles:
-            if known := key_of(lookup_key):
-                sums.setdefault(known, Sum()).add(Term(True, None, lookup_key), 1, source)
+        _add(sums, catalogue.without_price[product.id], product.entitles, 1, source)
     return sums
 
 
 def features_of(plan: Plan, catalogue: Catalogue) -> Json:
     """What one unit of a plan gives, every feature listed, as a document would have it."""
     sums: dict[str, Sum] = {}
-    one = None if plan.price.metered else 1
-    for key, term in plan.terms.items():
-        sums.setdefault(key, Sum()).add(term, one, {})
-    for lookup_key in plan.product.entitles:
-        if known := key_of(lookup_key):
-            sums.setdefault(known, Sum()).add(Term(True, None, lookup_key), one, {})
+    _add(sums, plan.terms, plan.product.entitles, None if plan.price.metered else 1, {})
     return {key: sums.get(key, Sum()).value(key in catalogue.limited) for key in sorted(catalogue.keys)}
 
 

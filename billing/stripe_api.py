@@ -181,7 +181,7 @@ class Stripe:
         return _checkout(self._call(self._client.v1.checkout.sessions.create, params, idempotency_key))
 
     def checkout(self, session: str) -> CheckoutSession:
-        """A Checkout session as it is now."""
+        """A Checkout session as it is now, for somebody who waits: tried again, as what is written is."""
         return _checkout(self._call(self._client.v1.checkout.sessions.retrieve, session))
 
     def expire_checkout(self, session: str) -> CheckoutSession:

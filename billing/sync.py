@@ -42,7 +42,7 @@ from billing.inbox import Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Question
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
-from billing.subscriptions import FINAL, Held, Snapshot, Subscription, Verdict
+from billing.subscriptions import FINAL, Folded, Held, Snapshot, Subscription, Verdict
 
 SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
 IN_OTHER_HANDS = timedelta(seconds=0.2)  # then the customer may be free again
@@ -278,11 +278,9 @@ def _fold(
             continue
         snapshots = [one.snapshot for one in ones if one.snapshot]
         folded = subscriptions.fold(row.held if row else None, snapshots, customer.answered_seen)
-        # No step on the way is shown, such as the moment before a purchase is paid: the answer has them all,
-        # unless Stripe keeps us waiting; then what is certain holds.
-        is_unpaid = row is None and folded.held is not None and folded.held.status == "incomplete"
-        is_unclear = folded.is_in_doubt or is_unpaid or (folded.merged and lacks(folded.merged))
-        if is_unclear and not customer.failures and not (folded.held and folded.held.is_final):
+        if (
+            _waits(folded, row, lacks) and not customer.failures
+        ):  # or Stripe keeps us waiting: what is certain holds
             for one in ones:
                 outcome.ask(one)
             if row:
@@ -301,6 +299,16 @@ def _fold(
         for one in ones:
             if folded.verdicts[one.id] is Verdict.ASK:
                 outcome.ask(one)
+
+
+def _waits(folded: Folded, row: subscriptions.Row | None, lacks: Callable[[Subscription], bool]) -> bool:
+    """Whether the answer is waited for: no step on the way to it is shown, such as the moment before a purchase
+    is paid. An end waits for nothing.
+    """
+    if folded.held and folded.held.is_final:
+        return False
+    is_unpaid = row is None and folded.held is not None and folded.held.status == "incomplete"
+    return folded.is_in_doubt or is_unpaid or (folded.merged is not None and lacks(folded.merged))
 
 
 def _is_answered(one: Told, customer: Customer) -> bool:
