@@ -234,9 +234,9 @@ def said_in(given: Mapping[str, str], word: str) -> str | None:
     return said if WORDS[word].fullmatch(said) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalogue:
-    """One edition of it. Only ever replaced as a whole."""
+    """One edition of it. Only ever replaced as a whole, and the same only as itself."""
 
     edition: int
     products: Mapping[str, Product]

@@ -6,6 +6,7 @@ A document is answered as it is stored. Its `ETag` is no other document's; one t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 
@@ -136,16 +137,18 @@ def plans() -> Answer[Plans]:
         sold = catalogue.current(connection)
     if not sold.edition:
         raise errors.CatalogueUnknown
-    written = json.dumps({"plans": _offers(sold, service().settings.billing_trial_days)})
-    tag = hashlib.blake2b(written.encode(), digest_size=8).hexdigest()
+    written, tag = _plans_of(sold, service().settings.billing_trial_days)
     headers = {"ETag": f'W/"{tag}"', "Cache-Control": CACHED_PLANS}
     if request.if_none_match.contains_weak(tag):
         return Answer("", headers, 304)
     return Answer(written, headers)
 
 
-def _offers(sold: Catalogue, usual_trial: int) -> list[Json]:
-    return [_offered(plan, sold, usual_trial) for plan in sold.plans.values()]
+@functools.lru_cache(maxsize=2)
+def _plans_of(sold: Catalogue, usual_trial: int) -> tuple[str, str]:
+    """The answer, and its tag: once per edition, for anybody may ask."""
+    written = json.dumps({"plans": [_offered(plan, sold, usual_trial) for plan in sold.plans.values()]})
+    return written, hashlib.blake2b(written.encode(), digest_size=8).hexdigest()
 
 
 def _offered(plan: Plan, sold: Catalogue, usual_trial: int) -> Json:
