@@ -64,7 +64,7 @@ def test_no_exception_is_swallowed_whole() -> None:
 
 
 def test_every_pin_has_its_hash() -> None:
-    for lock in ("requirements.txt", "requirements-dev.txt"):
+    for lock in ("requirements.txt", "requirements-run.txt", "requirements-dev.txt"):
         text = (ROOT / lock).read_text()
         pins = re.findall(r"^[a-z][\w.\[\]-]*==[^\n]*(?:\\\n\s+--hash=\S+\s*)+", text, re.MULTILINE)
         assert len(pins) == len(re.findall(r"^[a-z][\w.\[\]-]*==", text, re.MULTILINE)) > 40
