@@ -1,9 +1,9 @@
 """/_sandbox: the levers behind the scenery. No part of Stripe's API, and no key is asked for.
 
 Things go wrong by /_sandbox/faults, /latency and /webhooks; time moves by /clock, and what an account does
-about unpaid invoices is set at /dunning; things happen by /checkout, /authentication, /settlement, /events
-and /secrets; what happened is at /requests, /connections and /deliveries. `Control` pulls the same levers
-from Python, in this process or another, and says what each does.
+about unpaid invoices is set at /dunning; things happen by /checkout, /promotion_code, /authentication,
+/settlement, /events and /secrets; what happened is at /requests, /connections and /deliveries. `Control`
+pulls the same levers from Python, in this process or another, and says what each does.
 """
 
 import http.client
@@ -43,6 +43,13 @@ class Checkout:
     session: str
     payment_method: str | None = "pm_card_visa"
     promotion_code: str | None = None
+    email: str | None = None
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Code:
+    session: str
+    promotion_code: str | None
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -124,7 +131,16 @@ def blueprint(account: Account, deliveries: Deliveries) -> Blueprint:
     @levers.post("/checkout")
     def complete_checkout() -> Answer:
         given = TypeAdapter(Checkout).validate_json(request.get_data())
-        session = checkout.complete(account.store, given.session, given.payment_method, given.promotion_code)
+        session = checkout.complete(
+            account.store, given.session, given.payment_method, given.promotion_code, given.email
+        )
+        account.store.save()
+        return session, 200
+
+    @levers.post("/promotion_code")
+    def enter_code() -> Answer:
+        given = TypeAdapter(Code).validate_json(request.get_data())
+        session = checkout.enter_code(account.store, given.session, given.promotion_code)
         account.store.save()
         return session, 200
 
@@ -237,12 +253,17 @@ class Control:
         session: str,
         payment_method: str | None = "pm_card_visa",
         promotion_code: str | None = None,
+        email: str | None = None,
     ) -> dict[str, Any]:
         """What a customer does on Stripe's page. Answers the session, which 3-D Secure leaves open."""
+        typed = {"payment_method": payment_method, "promotion_code": promotion_code, "email": email}
+        done: dict[str, Any] = self.send("POST", "checkout", {"session": session, **typed})
+        return done
+
+    def enter_code(self, session: str, promotion_code: str | None) -> dict[str, Any]:
+        """Apply a promotion code to an open Checkout session, or none. Answers the session."""
         done: dict[str, Any] = self.send(
-            "POST",
-            "checkout",
-            {"session": session, "payment_method": payment_method, "promotion_code": promotion_code},
+            "POST", "promotion_code", {"session": session, "promotion_code": promotion_code}
         )
         return done
 

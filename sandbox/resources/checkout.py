@@ -88,6 +88,7 @@ def create(call: Call) -> Json:
             "id": order_id(session),
             "object": ORDER,
             "authenticating": None,  # the payment method whose holder is to be authenticated
+            "email": None,  # what they had typed before that
             "line_items": order,
             "settling": False,
             "subscription_data": data,
@@ -262,20 +263,19 @@ def new(call: Call, given: Params, mode: str, order: list[Json]) -> Json:
 
 
 def discount(store: Store, session: Json, entries: list[Params]) -> None:
-    """Take off what the coupon or code is worth. It counts as redeemed when the session completes."""
+    """Take off what the coupon or code is worth, if any. It counts as redeemed when the session completes."""
     if len(entries) > 1:
         raise Refusal("Only one coupon or promotion code can be applied to a session.", param="discounts")
     choices = chosen(store, session, entries)
     lines = store.find(ORDER, order_id(session))["line_items"]
+    amounts, whole = [line["amount_subtotal"] for line in lines], session["amount_subtotal"]
+    off, taken = 0, [0] * len(lines)
     for coupon, _ in choices:
-        off = discounts.off(coupon, session["amount_subtotal"])
-        taken = discounts.shares(coupon, [line["amount_subtotal"] for line in lines])
-        for line, amount in zip(lines, taken, strict=True):
-            line |= {"amount_discount": amount, "amount_total": line["amount_subtotal"] - amount}
-        session |= {
-            "amount_total": session["amount_subtotal"] - off,
-            "total_details": session["total_details"] | {"amount_discount": off},
-        }
+        off, taken = discounts.off(coupon, whole or 0), discounts.shares(coupon, amounts)
+    for line, amount in zip(lines, taken, strict=True):
+        line |= {"amount_discount": amount, "amount_total": line["amount_subtotal"] - amount}
+    session["amount_total"] = None if whole is None else whole - off
+    session["total_details"] = session["total_details"] | {"amount_discount": off}
     session["discounts"] = [
         {"coupon": None if code else coupon["id"], "promotion_code": code["id"] if code else None}
         for coupon, code in choices
@@ -337,22 +337,24 @@ def complete(
     session_id: str,
     payment_method: str | None = "pm_card_visa",
     promotion_code: str | None = None,
+    email: str | None = None,
 ) -> Json:
     """The customer pays by one of the test payment methods; without one only what is free now can be had.
 
-    A promotion code is what they type where the session allows that. Where the holder of a card is to be
-    authenticated the session stays open.
+    A promotion code is what they type where the session allows that, an e-mail address where none is known.
+    Where the holder of a card is to be authenticated the session stays open.
     """
     with store.lock:
         session = still_open(store, session_id)
         if promotion_code is not None:
             type_in(store, session, promotion_code)
         chosen(store, session, session["discounts"])  # or refused, before anything comes of it
+        customers.check_email(email)
         check_method(store, session, payment_method)
         if payment_method in payment_methods.AUTHENTICATED:
-            store.change(store.find(ORDER, order_id(session)), authenticating=payment_method)
+            store.change(store.find(ORDER, order_id(session)), authenticating=payment_method, email=email)
             return session
-        return finish(store, session, payment_method)
+        return finish(store, session, payment_method, email)
 
 
 def authenticate(store: Store, session_id: str, succeed: bool = True) -> Json:
@@ -364,7 +366,7 @@ def authenticate(store: Store, session_id: str, succeed: bool = True) -> Json:
         if card is None:
             raise Refusal("Nobody is to be authenticated in this Checkout Session.")
         store.change(order, authenticating=None)
-        return finish(store, session, card) if succeed else session
+        return finish(store, session, card, order.get("email")) if succeed else session
 
 
 def settle(store: Store, session_id: str, succeed: bool = True) -> Json:
@@ -384,6 +386,12 @@ def settle(store: Store, session_id: str, succeed: bool = True) -> Json:
         return session
 
 
+def is_settling(store: Store, invoice: Json) -> bool:
+    """Whether a bank is about to pay it, or not."""
+    sessions = [one for one in store.collection(KIND).values() if one["invoice"] == invoice["id"]]
+    return any(store.find(ORDER, order_id(session))["settling"] for session in sessions)
+
+
 def still_open(store: Store, session_id: str) -> Json:
     session = store.find(KIND, session_id)
     if session["status"] != "open":
@@ -391,9 +399,20 @@ def still_open(store: Store, session_id: str) -> Json:
     return session
 
 
-def type_in(store: Store, session: Json, word: str) -> None:
+def enter_code(store: Store, session_id: str, promotion_code: str | None) -> Json:
+    """What the customer types before they pay, to see what it takes off; None takes it out again."""
+    with store.lock:
+        session = still_open(store, session_id)
+        type_in(store, session, promotion_code)
+        return session
+
+
+def type_in(store: Store, session: Json, word: str | None) -> None:
     if not session["allow_promotion_codes"]:
         raise Refusal("This Checkout Session takes no promotion codes.")
+    if word is None:
+        discount(store, session, [])
+        return
     codes = store.collection(promotion_codes.KIND).values()
     found = [code["id"] for code in codes if code["active"] and code["code"].lower() == word.lower()]
     if not found:
@@ -414,8 +433,8 @@ def check_method(store: Store, session: Json, payment_method: str | None) -> Non
         raise Refusal(f"This Checkout Session takes no {type}.", param="payment_method")
 
 
-def finish(store: Store, session: Json, payment_method: str | None) -> Json:
-    customer = store.find("customer", session["customer"] or new_customer(store, session)["id"])
+def finish(store: Store, session: Json, payment_method: str | None, email: str | None) -> Json:
+    customer = buyer(store, session, session["customer_email"] or email)
     method = payment_methods.attached(store, payment_method, customer["id"]) if payment_method else None
     settling = bool(session["amount_total"] and method and method["type"] != "card")
     outcome: Json = {"customer": customer["id"]}
@@ -436,9 +455,13 @@ def finish(store: Store, session: Json, payment_method: str | None) -> Json:
     return session
 
 
-def new_customer(store: Store, session: Json) -> Json:
-    params = {"email": session["customer_email"]} if session["customer_email"] else {}
-    return customers.create(Call(store, params, ""))
+def buyer(store: Store, session: Json, email: str | None) -> Json:
+    """A new customer, or the session's: whose e-mail address is theirs to change, unless there is none."""
+    call = Call(store, {"email": email} if email else {}, "")
+    if session["customer"] is None:
+        return customers.create(call)
+    customer = customers.living(store, session["customer"], param="customer")
+    return customer if customer["email"] else customers.update(call, customer["id"])
 
 
 def subscribed(store: Store, session: Json, customer: str, method: Json | None, settling: bool) -> Json:

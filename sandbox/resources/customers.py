@@ -114,11 +114,15 @@ def check_method(store: Store, customer: str, id: str | None, param: str) -> Non
         )
 
 
+def check_email(email: str | None) -> None:
+    if email and "@" not in email.strip("@"):
+        raise Refusal(f"Invalid email address: {email}", code="email_invalid", param="email")
+
+
 def given(call: Call, customer: Json) -> Params:
     """The parameters as they change a customer."""
     given = pick(call.params, *KEPT)
-    if (email := given.get("email")) and "@" not in email.strip("@"):
-        raise Refusal(f"Invalid email address: {email}", code="email_invalid", param="email")
+    check_email(given.get("email"))
     if given.get("address"):
         given["address"] = merged(customer["address"] or ADDRESS, given["address"])
     if given.get("shipping"):

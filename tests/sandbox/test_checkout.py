@@ -4,7 +4,7 @@ import pytest
 import stripe
 
 from sandbox.errors import Refusal
-from sandbox.resources import checkout
+from sandbox.resources import checkout, customers
 from sandbox.store import Json
 from tests.sandbox.conftest import Raw
 from tests.sandbox.shapes import differences
@@ -220,3 +220,24 @@ def test_tax_ids_of_a_known_customer_want_their_name(shop: Shop) -> None:
     session = a_session(shop, **wanted, customer_update={"name": "auto"})
 
     assert session["tax_id_collection"] == {"enabled": True, "required": "never"}
+
+
+def test_an_address_is_taken_over_where_none_was_known(shop: Shop) -> None:
+    nameless = customers.create(shop.call())["id"]
+    sessions = [a_session(shop), a_session(shop, customer=nameless), a_session(shop, customer=shop.customer)]
+
+    for session in sessions:
+        checkout.complete(shop.store, session["id"], email="bob@acme.example")
+
+    addresses = [session["customer_details"]["email"] for session in sessions]
+    assert addresses == ["bob@acme.example", "bob@acme.example", "ada@acme.example"]
+    assert shop.store.find("customer", nameless)["email"] == "bob@acme.example"
+
+
+def test_a_wrong_address_is_refused_before_anybody_is_asked(shop: Shop) -> None:
+    session = a_session(shop)
+
+    with pytest.raises(Refusal, match="Invalid email address"):
+        checkout.complete(shop.store, session["id"], "pm_card_threeDSecureRequired", email="bob@")
+    with pytest.raises(Refusal, match="Nobody is to be authenticated"):
+        checkout.authenticate(shop.store, session["id"])

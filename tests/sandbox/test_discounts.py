@@ -217,3 +217,14 @@ def test_the_shares_of_a_discount_add_up_and_leave_nothing_below_zero(coupon: Js
 
     assert sum(taken) == discounts.off(coupon, sum(amounts))
     assert all(0 <= share <= amount for share, amount in zip(taken, amounts, strict=True))
+
+
+def test_a_code_can_be_entered_to_see_what_it_takes_off(shop: Shop) -> None:
+    a_code(shop, a_coupon(shop), code="LAUNCH")
+    session = a_session(shop, allow_promotion_codes=True)
+
+    totals = [checkout.enter_code(shop.store, session["id"], word)["amount_total"] for word in ("launch", None)]
+
+    assert totals == [1500, 2000]
+    assert session["discounts"] == []
+    assert session["total_details"]["amount_discount"] == 0
