@@ -227,8 +227,8 @@ def finalize(store: Store, invoice: Json) -> None:
         automatically_finalizes_at=None,
         effective_at=store.now(),
         ending_balance=0,
-        # an address that leads nowhere: there is no page behind it
-        hosted_invoice_url=f"https://invoice.stripe.test/i/{invoice['id']}",
+        hosted_invoice_url=f"{store.public_url}/i/{invoice['id']}",
+        # an address that leads nowhere: the page can be printed
         invoice_pdf=f"https://invoice.stripe.test/i/{invoice['id']}/pdf",
         next_payment_attempt=None,
         number=f"{customer.get('invoice_prefix', secrets.token_hex(4).upper())}-{number:04}",

@@ -46,6 +46,7 @@ class Server(ThreadedWSGIServer):
         super().__init__(HOST, port, create_app(account, self.deliveries), Conversation)
         self.url = f"http://{HOST}:{self.port}"
         account.public_url = account.public_url or f"http://localhost:{self.port}"
+        account.store.public_url = account.public_url
 
     def server_bind(self) -> None:
         try:

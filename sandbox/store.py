@@ -31,6 +31,7 @@ class Store:
         self.lock = threading.RLock()
         self.path = path
         self.clock = clock
+        self.public_url = ""  # where invoices say their page is; set by the server
         self.offset_seconds = 0  # how far Stripe's time runs ahead of the clock
         self.instant: int | None = None  # Stripe's time while something due earlier is made up for
         self.retry_days = list(RETRY_DAYS)

@@ -200,7 +200,7 @@ def create_session(call: Call) -> Json:
         "return_url": given.get("return_url", configuration["default_return_url"]),
         "url": f"{call.public_url}/p/session/{token}",
     }
-    call.store.insert_short_lived(PAGE, token, {"session": session, "at": now, "seen": now})
+    call.store.insert_short_lived(PAGE, token, {"session": session, "at": now, "seen": now, "done": False})
     return session
 
 
@@ -215,12 +215,15 @@ def usable_configuration(store: Store, id: str | None) -> Json:
 
 def flow(store: Store, data: Params, customer: Json, configuration: Json) -> Json:
     kind = data["type"]
+    after, param = data.get("after_completion", {}), "flow_data[after_completion][redirect]"
+    if after.get("type") == "redirect" and "redirect" not in after:
+        raise missing(param)
+    check_url(after.get("redirect", {}).get("return_url"), f"{param}[return_url]")
     if kind in FLOWS:
         check_flow(store, kind, data, customer, configuration["features"])
     return {
         "type": kind,
-        "after_completion": {"type": "portal_homepage", "hosted_confirmation": None, "redirect": None}
-        | data.get("after_completion", {}),
+        "after_completion": {"type": "portal_homepage", "hosted_confirmation": None, "redirect": None} | after,
         "customer_update": {} if kind == "customer_update" else None,
         **{name: data.get(name) for name in FLOWS},
     }

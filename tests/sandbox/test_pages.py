@@ -1,67 +1,77 @@
+"""What all hosted pages have in common: who gets in, how long, and what they keep to themselves."""
+
 from datetime import timedelta
-from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 import stripe
 import time_machine
 
-from sandbox.server import Control
+from sandbox.server import Control, running
+from tests.sandbox.conftest import client_for
+from tests.sandbox.visitor import visit
 
 BACK = "https://app.example.com/settings/billing?a=1&b=2"
+
+A_CARD_TO_SAVE: Any = {
+    "mode": "setup",
+    "currency": "eur",
+    "customer_email": "ada@acme.example",
+    "success_url": "https://app.example.com/",
+}
 
 
 def open_session(api: stripe.StripeClient, **customer: str) -> str:
     """The address of a new session, as this machine reaches it."""
     id = api.v1.customers.create(customer).id  # type: ignore[arg-type]  # a few texts of a TypedDict
-    session = api.v1.billing_portal.sessions.create(
-        {"customer": id, "return_url": BACK, "flow_data": {"type": "payment_method_update"}}
-    )
+    session = api.v1.billing_portal.sessions.create({"customer": id, "return_url": BACK})
     return session.url.replace("localhost", "127.0.0.1")
 
 
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-
 def test_the_page_shows_who_it_is_for_and_the_way_back(api: stripe.StripeClient) -> None:
-    page = requests.get(open_session(api, name="Ada & Sons", email="ada@acme.example"))
+    page = visit(open_session(api, name="Ada & Sons", email="ada@acme.example"))
 
-    links = [attributes["href"] for tag, attributes in Tags(page.text).found if tag == "a"]
-    assert page.status_code == 200
-    assert links == [BACK]
-    for words in ("Ada &amp; Sons", "ada@acme.example", "cus_", "payment method update", "pretend Stripe"):
+    assert page.status == 200
+    assert page.links["Return to app.example.com"] == BACK
+    for words in ("Ada & Sons", "ada@acme.example", "cus_", "This is a pretend Stripe"):
         assert words in page.text
 
 
 def test_a_name_cannot_become_markup(api: stripe.StripeClient) -> None:
-    page = requests.get(open_session(api, name="<script>alert(1)</script>"))
+    page = visit(open_session(api, name="<script>alert(1)</script>"))
 
-    assert "script" not in {tag for tag, _ in Tags(page.text).found}
+    assert "<script>alert(1)</script>" in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
 
 
 def test_the_page_takes_nothing_from_elsewhere_and_leaks_nothing(api: stripe.StripeClient) -> None:
     url = open_session(api)
-    page = requests.get(url)
+    page = visit(url)
 
-    sheets = [attributes["href"] for tag, attributes in Tags(page.text).found if tag == "link"]
-    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'self'")
-    assert page.headers["Referrer-Policy"] == "no-referrer"
-    assert page.headers["Cache-Control"] == "no-store"
-    assert [sheet[0] for sheet in sheets if sheet] == ["/"]
-    assert requests.get(url.split("/p/")[0] + str(sheets[0])).headers["Content-Type"].startswith("text/css")
+    sheets = [given["href"] for tag, given in page.tags if tag == "link"]
+    policy = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    assert page.answer.headers["Content-Security-Policy"] == policy
+    assert page.answer.headers["Referrer-Policy"] == "no-referrer"
+    assert page.answer.headers["Cache-Control"] == "no-store"
+    assert page.answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert [sheet[0] for sheet in sheets] == ["/"]
+    assert requests.get(url.split("/p/")[0] + sheets[0]).headers["Content-Type"].startswith("text/css")
 
 
-def test_an_unknown_address_is_a_page_too(sandbox: Control) -> None:
-    page = requests.get(f"{sandbox.url}/p/session/test_none")
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 404)])
+def test_only_a_page_of_ours_may_post(sandbox: Control, site: str, status: int) -> None:
+    for path in ("/p/session/test_none/payment-method", "/c/pay/cs_none", "/i/in_none"):
+        answer = requests.post(sandbox.url + path, headers={"Sec-Fetch-Site": site})
+        assert answer.status_code == status
 
-    assert page.status_code == 404
+
+@pytest.mark.parametrize("path", ["/p/session/test_none", "/c/pay/cs_none", "/i/in_none"])
+def test_an_unknown_address_is_a_page_too(sandbox: Control, path: str) -> None:
+    page = visit(sandbox.url + path)
+
+    assert page.status == 404
     assert "never given out" in page.text
 
 
@@ -77,14 +87,42 @@ def test_a_session_lives_five_minutes_from_its_last_visit(api: stripe.StripeClie
         for seconds in (300, 300, 301):
             clock.shift(timedelta(seconds=seconds))
             statuses.append(requests.get(url).status_code)
+        late = requests.post(f"{url}/payment-method", {"payment_method": "pm_card_visa"})
 
     assert statuses == [200, 200, 410]
+    assert late.status_code == 410
 
 
-def test_a_page_outlives_its_customer(api: stripe.StripeClient) -> None:
-    url = open_session(api, name="Ada")
-    customer = requests.get(url).text.split("<code>")[1].split("</code>")[0]
+@pytest.mark.parametrize("task", [None, {"type": "payment_method_update"}], ids=["overview", "task"])
+def test_a_page_outlives_its_customer(api: stripe.StripeClient, task: Any) -> None:
+    id = api.v1.customers.create({"name": "Ada"}).id
+    session: Any = {"customer": id, "return_url": BACK} | ({"flow_data": task} if task else {})
+    url = api.v1.billing_portal.sessions.create(session).url
 
-    api.v1.customers.delete(customer)
+    api.v1.customers.delete(id)
 
-    assert requests.get(url).status_code == 200
+    page = visit(url)
+    assert page.status == 200
+    assert "This customer was deleted." in page.text
+    assert not page.buttons
+
+
+def test_a_visit_finds_what_was_due_done(api: stripe.StripeClient) -> None:
+    with time_machine.travel("2026-01-21T12:00:00Z", tick=False) as clock:
+        session = api.v1.checkout.sessions.create(A_CARD_TO_SAVE)
+        clock.shift(timedelta(days=1))
+        page = visit(str(session.url))
+
+    assert page.status == 410
+    assert "This page has expired" in page.text
+
+
+def test_what_was_done_on_a_page_outlives_the_sandbox(tmp_path: Path) -> None:
+    data = tmp_path / "sandbox.json"
+    with running(data=data) as sandbox:
+        session = client_for(sandbox).v1.checkout.sessions.create(A_CARD_TO_SAVE)
+        visit(str(session.url)).press("Save")
+    with running(data=data) as sandbox:
+        again = client_for(sandbox).v1.checkout.sessions.retrieve(session.id)
+
+    assert again.status == "complete"

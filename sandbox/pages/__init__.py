@@ -1,0 +1,55 @@
+"""What a customer sees, plain HTML that works without a script: `checkout`, `portal` and `invoices`.
+
+Each page calls what /v1 and /_sandbox call and has no rules of its own. `visits` is one request to a page,
+`guests` whose session of the Portal it is, `methods` what can be chosen to pay by, `plans` what to change
+to, and `words` how all that is said. An address is the only credential, so it leaks to nobody; and only a
+page of ours may post here.
+
+Who is done is led on by a page (`left.html`), not by a redirect of the post: browsers hold `form-action`
+against each address such a redirect passes, and where an app sends people on to is not known here.
+"""
+
+from flask import Blueprint, Response, g, request
+
+from sandbox.account import Account
+from sandbox.errors import Refusal
+from sandbox.pages import checkout, invoices, portal, words
+from sandbox.pages.visits import Answer, Gone, gone
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def blueprint(account: Account) -> Blueprint:
+    hosted = Blueprint("pages", __name__)
+    for part in (checkout, portal, invoices):
+        hosted.register_blueprint(part.routes)
+
+    @hosted.before_request
+    def enter() -> Answer | None:
+        g.store = account.store
+        if request.method == "POST" and request.headers.get("Sec-Fetch-Site", "none") not in (
+            "same-origin",
+            "none",
+        ):
+            return gone(Gone("This came from elsewhere", "Only a page of the sandbox may send this.", 403))
+        return None
+
+    @hosted.after_request
+    def protect(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+    hosted.register_error_handler(Gone, gone)
+    hosted.register_error_handler(
+        Refusal, lambda refusal: gone(Gone("This cannot be done", str(refusal), refusal.status))
+    )
+    for name, filter in words.FILTERS.items():
+        hosted.add_app_template_filter(filter, name)
+    return hosted
