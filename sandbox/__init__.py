@@ -5,6 +5,7 @@ operation does, `idempotency` and `store` remember it, `app` takes each call thr
 `account`, and `server` runs that in a thread or as a process. `life` lets time pass, `bills` draws up and
 collects invoices, less `discounts`, `entitlements` says what they are good for, `changes` makes events of it
 all, and `deliveries` tells webhook endpoints of them. `faults` and `lines` make calls fail, and `deliveries`
-its posts, when told to through `control`; `pages` is what a customer sees and does. Callers speak HTTP and
-import only `sandbox.server`.
+its posts, when told to through `control`; `pages` is what a customer sees and does, and `console`, at the
+root, a page of all levers with an `overview` of what came of them. Callers speak HTTP and import only
+`sandbox.server`.
 """

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any
 
 from sandbox.faults import Faults
@@ -39,9 +40,11 @@ class Log:
             self.records.append(record)
         return record
 
-    def list(self) -> list[dict[str, Any]]:
+    def list(self, latest: int | None = None) -> list[dict[str, Any]]:
+        """Oldest first; all, or so many of the latest."""
         with self.lock:
-            return [asdict(record) for record in self.records]
+            newest_first = islice(reversed(self.records), latest)
+            return [asdict(record) for record in newest_first][::-1]
 
     def clear(self) -> None:
         with self.lock:

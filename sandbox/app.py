@@ -16,7 +16,7 @@ from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from sandbox import control, life, pages, wire
+from sandbox import console, control, life, pages, wire
 from sandbox.account import Account, Record, is_live
 from sandbox.deliveries import Deliveries
 from sandbox.errors import Refusal, failure, not_here
@@ -70,6 +70,7 @@ def create_app(account: Account, deliveries: Deliveries) -> Flask:
     app.add_url_rule("/v1/", "v1", view, methods=METHODS)
     app.add_url_rule("/v1/<path:_>", "v1", view, methods=METHODS)
     app.register_blueprint(control.blueprint(account, deliveries))
+    app.register_blueprint(console.blueprint(account, deliveries))
     app.register_blueprint(pages.blueprint(account))
     app.register_error_handler(500, lambda _: Answer.error(failure()).response())
 

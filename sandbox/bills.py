@@ -64,6 +64,19 @@ def pays(method: Json | None) -> bool:
     return method is not None and method.get("card", {}).get("last4") != NEVER_PAYS
 
 
+def would_pay(store: Store, method: Json | None) -> bool:
+    """Whether an automatic charge goes through, as things stand."""
+    return store.declines_left == 0 and pays(method)
+
+
+def charge(store: Store, method: Json | None) -> bool:
+    """An attempt to, whether it goes through or not: declines that were ordered are counted by these."""
+    goes_through = would_pay(store, method)
+    if store.declines_left:
+        store.declines_left -= 1
+    return goes_through
+
+
 def declined() -> Refusal:
     return Refusal("Your card was declined.", status=402, type="card_error", code="card_declined")
 
@@ -238,7 +251,7 @@ def finalize(store: Store, invoice: Json) -> None:
 
 def collect(store: Store, invoice: Json) -> None:
     """Charge an open invoice, as is due: what comes of it is in the invoice."""
-    if invoice["amount_remaining"] == 0 or pays(method_of(store, subscription_of(store, invoice))):
+    if invoice["amount_remaining"] == 0 or charge(store, method_of(store, subscription_of(store, invoice))):
         pay(store, invoice)
     else:
         fail(store, invoice)

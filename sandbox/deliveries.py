@@ -1,8 +1,9 @@
 """Tells webhook endpoints of events: signed, in no promised order, and again after a failure.
 
 `collect` takes up the events a call has left; a few threads post them when they fall due and note each
-attempt. `Switches` holds what is ordered to go wrong on the way. Nothing outlives `close`: what is still
-due then is never sent, and a restarted sandbox knows it only as an event with pending webhooks.
+attempt; what is dropped is noted, too. `Switches` holds what is ordered to go wrong on the way. Nothing
+outlives `close`: what is still due then is never sent, and a restarted sandbox knows it only as an event with
+pending webhooks.
 """
 
 import hashlib
@@ -14,10 +15,12 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from itertools import count, takewhile
+from typing import Annotated, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import stripe
@@ -35,10 +38,13 @@ HEADERS = {
     "User-Agent": "Stripe/1.0 (+https://stripe.com/docs/webhooks)",
 }
 
+State = Literal["under way", "held", "waiting"]
+Seconds = Annotated[float, Field(ge=0, le=86400)]
+
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Switches:
-    delay: float | tuple[float, float] = 0.0  # seconds, or from … to
+    delay: Seconds | tuple[Seconds, Seconds] = 0.0  # or from … to
     double: float = Field(default=0.0, ge=0, le=1)  # share of deliveries that come twice
     drop: float = Field(default=0.0, ge=0, le=1)  # share that is never sent, nor tried again
     reverse: bool = False  # the last event of a burst first, one at a time
@@ -60,15 +66,27 @@ class Delivery:
     attempt: int = field(default=1, compare=False)
 
 
+@dataclass(frozen=True)
+class Due:
+    """What is still to come of an event at an endpoint."""
+
+    event: str
+    endpoint: str
+    attempt: int
+    state: State
+    seconds: float  # until then
+
+
 @dataclass
 class Attempt:
     event: str
     type: str
     endpoint: str
-    attempt: int
+    attempt: int  # 0 where it was never sent
     at: int  # Stripe's time
     status: int | None = None
     failure: str | None = None  # why there is no status
+    dropped: bool = False  # by order
     seconds: float = 0.0
 
     @property
@@ -89,7 +107,7 @@ class Deliveries:
         self.numbers = count(1)
         self.burst_ends = 0.0
         self.queue: list[Delivery] = []
-        self.under_way = 0
+        self.under_way: list[Delivery] = []
         self.sockets: set[socket.socket] = set()
         self.threads: list[threading.Thread] = []
         self.attempts: deque[Attempt] = deque(maxlen=10_000)
@@ -105,23 +123,25 @@ class Deliveries:
                 self.last_seen = event["id"]
                 if self.switches.api_version != stripe.api_version:
                     events.render_in(event, self.switches.api_version)
-            told = [(e["id"], to["id"]) for e in new for to in events.wanting(self.store, e["type"])]
+            told = [(e, to["id"]) for e in new for to in events.wanting(self.store, e["type"])]
+            now = self.store.now()
         if told:
             self.store.save()  # what somebody heard of has happened, over a restart too
         with self.changed:
-            for event_id, endpoint_id in told:
-                self.schedule(event_id, endpoint_id)
+            for event, endpoint_id in told:
+                self.schedule(event, endpoint_id, at=now)
 
-    def schedule(self, event: str, endpoint: str) -> None:
+    def schedule(self, event: Json, endpoint: str, *, at: int) -> None:
         now = time.monotonic()
         if self.switches.reverse and now >= self.burst_ends:
             self.burst_ends = now + BURST_SECONDS
         begins = self.burst_ends if self.switches.reverse else now
         if self.chance.random() < self.switches.drop:
+            self.attempts.append(Attempt(event["id"], event["type"], endpoint, 0, at, dropped=True))
             return
         for _ in range(2 if self.chance.random() < self.switches.double else 1):
             order = next(self.numbers) * (-1 if self.switches.reverse else 1)
-            self.push(Delivery(begins + self.delay(), order, event, endpoint))
+            self.push(Delivery(begins + self.delay(), order, event["id"], endpoint))
 
     def delay(self) -> float:
         delay = self.switches.delay
@@ -140,7 +160,7 @@ class Deliveries:
         while delivery := self.next():
             self.attempt(delivery)
             with self.changed:
-                self.under_way -= 1
+                self.under_way.remove(delivery)
                 self.changed.notify_all()
 
     def next(self) -> Delivery | None:
@@ -148,11 +168,11 @@ class Deliveries:
         with self.changed:
             while not self.closed:
                 at_once = 1 if self.switches.reverse else self.switches.deliverers
-                may = bool(self.queue) and not self.switches.paused and self.under_way < at_once
+                may = bool(self.queue) and not self.switches.paused and len(self.under_way) < at_once
                 seconds = self.queue[0].due - time.monotonic() if may else None
                 if seconds is not None and seconds <= 0:
-                    self.under_way += 1
-                    return heappop(self.queue)
+                    self.under_way.append(heappop(self.queue))
+                    return self.under_way[-1]
                 self.changed.wait(seconds)
         return None
 
@@ -251,11 +271,22 @@ class Deliveries:
 
     def outstanding(self) -> int:
         with self.changed:
-            return len(self.queue) + self.under_way
+            return len(self.queue) + len(self.under_way)
 
     def list(self, event: str | None = None) -> list[Json]:
         with self.changed:
             return [asdict(attempt) for attempt in self.attempts if event in (None, attempt.event)]
+
+    def fates(self, events: set[str]) -> tuple[Sequence[Attempt], Sequence[Due]]:
+        """What was tried for some events, oldest first, and what is still to come, soonest first."""
+        with self.changed:
+            now = time.monotonic()
+            tried = [attempt for attempt in self.attempts if attempt.event in events]
+            state: State = "held" if self.switches.paused else "waiting"
+            due = [(delivery, state) for delivery in sorted(self.queue) if delivery.event in events]
+            posting: State = "under way"
+            due = [(delivery, posting) for delivery in self.under_way if delivery.event in events] + due
+        return tried, [Due(d.event, d.endpoint, d.attempt, how, max(0.0, d.due - now)) for d, how in due]
 
     def clear(self) -> None:
         """As at the start: no endpoints, no events, nothing to deliver, nothing noted, all switches back."""

@@ -15,20 +15,36 @@ from typing import Any
 
 from sandbox import bills, changes, discounts
 from sandbox.bills import DAY
+from sandbox.errors import Refusal
 from sandbox.resources import new_id
 from sandbox.store import Json, Store
 
 FIRST_PAYMENT_SECONDS = 23 * 3600
 WARNING_SECONDS = 3 * DAY
+LAST_INSTANT = 32_503_679_999  # of 2999: dates are reckoned well beyond what is due
 
 # which trial ends were announced, by subscription
 WARNED = "trial_warning"
 
 
-def advance(store: Store, seconds: int) -> None:
+def advance(store: Store, seconds: int = 0, *, days: int = 0, months: int = 0) -> None:
+    """By all of these; months are those of the calendar."""
     with store.lock:
-        store.offset_seconds += seconds
+        now = store.now()
+        until = stepped(now, "month", months) + days * DAY + seconds
+        if until > LAST_INSTANT:
+            raise Refusal("The sandbox's time ends with the year 2999.")
+        store.offset_seconds += until - now
         catch_up(store)
+
+
+def pass_trial(store: Store, subscription_id: str) -> None:
+    """Advance to the end of a trial, as far as that is still to come."""
+    with store.lock:
+        subscription = store.find("subscription", subscription_id)
+        if subscription["status"] != "trialing":
+            raise Refusal("This subscription is not on trial.")
+        advance(store, max(0, subscription["trial_end"] - store.now()))
 
 
 def catch_up(store: Store) -> None:

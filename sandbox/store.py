@@ -23,7 +23,7 @@ SHORT_LIVED_SECONDS = 24 * 3600
 RETRY_DAYS = [3, 5, 7, 7]  # from one failed payment to the next attempt
 
 # kept in the file, beside the objects
-SETTINGS = ("offset_seconds", "retry_days", "after_retries")
+SETTINGS = ("offset_seconds", "retry_days", "after_retries", "declines_left")
 
 
 class Store:
@@ -36,6 +36,7 @@ class Store:
         self.instant: int | None = None  # Stripe's time while something due earlier is made up for
         self.retry_days = list(RETRY_DAYS)
         self.after_retries = "canceled"  # or unpaid, or past_due
+        self.declines_left: int | None = 0  # of the charges to come, by whatever card; None: all
         self.collections: dict[str, dict[str, Json]] = {}
         if path and path.exists():
             self.collections = json.loads(path.read_text())

@@ -248,9 +248,9 @@ def first_status(store: Store, subscription: Json, items: list[Json], behavior: 
             " a default payment method.",
             code="resource_missing",
         )
-    if not bills.pays(method) and behavior == "error_if_incomplete":
+    if behavior == "error_if_incomplete" and not bills.charge(store, method):
         raise bills.declined()
-    return "active" if bills.pays(method) else "incomplete"
+    return "active" if bills.would_pay(store, method) else "incomplete"
 
 
 def discounted(store: Store, subscription: Json, items: list[Json], entries: list[Params]) -> list[str]:

@@ -75,7 +75,7 @@ def test_an_unknown_address_is_a_page_too(sandbox: Control, path: str) -> None:
     assert "never given out" in page.text
 
 
-@pytest.mark.parametrize("path", ["", "/p/session/", "/favicon.ico"])
+@pytest.mark.parametrize("path", ["/p/", "/p/session/", "/favicon.ico"])
 def test_no_other_address_is_a_page(sandbox: Control, path: str) -> None:
     assert requests.get(sandbox.url + path).status_code == 404
 
