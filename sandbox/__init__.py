@@ -6,6 +6,6 @@ operation does, `idempotency` and `store` remember it, `app` takes each call thr
 collects invoices, less `discounts`, `entitlements` says what they are good for, `changes` makes events of it
 all, and `deliveries` tells webhook endpoints of them. `faults` and `lines` make calls fail, and `deliveries`
 its posts, when told to through `control`; `pages` is what a customer sees and does, and `console`, at the
-root, a page of all levers with an `overview` of what came of them. Callers speak HTTP and import only
-`sandbox.server`.
+root, a page of all levers with an `overview` of what came of them. `safety` says where none of this starts and
+whom it does not answer. Callers speak HTTP and import only `sandbox.server`.
 """

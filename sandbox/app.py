@@ -43,6 +43,7 @@ from sandbox.resources import (
     subscriptions,
     webhook_endpoints,
 )
+from sandbox.safety import stranger
 
 RESOURCES = [
     active_entitlements,
@@ -73,6 +74,11 @@ def create_app(account: Account, deliveries: Deliveries) -> Flask:
     app.register_blueprint(console.blueprint(account, deliveries))
     app.register_blueprint(pages.blueprint(account))
     app.register_error_handler(500, lambda _: Answer.error(failure()).response())
+
+    @app.before_request
+    def keep_out_strangers() -> tuple[dict[str, str], int] | None:
+        reason = stranger(request, account.public_url)
+        return ({"error": reason}, 403) if reason else None
 
     @app.after_request
     def tell(response: Response) -> Response:

@@ -17,22 +17,19 @@ from typing import Any
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Response
 
-from sandbox.account import Account, is_live
+from sandbox.account import Account
 from sandbox.app import create_app
 from sandbox.control import Control
 from sandbox.deliveries import Deliveries
 from sandbox.lines import HungUp, Line
 from sandbox.resources import portal, webhook_endpoints
+from sandbox.safety import CannotStart, refuse_production
 from sandbox.store import Store
 
 __all__ = ["CannotStart", "Control", "Server", "running"]
 
 HOST = "127.0.0.1"
 DEFAULT_KEY = "sk_test_sandbox"
-
-
-class CannotStart(Exception):
-    """One sentence that says why, and what to do."""
 
 
 class Server(ThreadedWSGIServer):
@@ -132,16 +129,6 @@ def open_server(
     except (OSError, ValueError) as error:
         raise CannotStart(f"{data} cannot be used ({error}): move it away to start afresh.") from error
     return Server(Account(key, store, public_url.rstrip("/")), port)
-
-
-def refuse_production(key: str, environ: Mapping[str, str]) -> None:
-    if "DYNO" in environ:
-        raise CannotStart("This is a Heroku dyno: the sandbox only runs on a developer's machine.")
-    for name in ("STRIPE_SECRET_KEY", "STRIPE_KEY"):
-        if is_live(environ.get(name, "")):
-            raise CannotStart(f"{name} holds a live key: unset it before starting the sandbox.")
-    if is_live(key):
-        raise CannotStart("The sandbox takes no live key: choose one that starts with sk_test_.")
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""Where the sandbox does not play: beside production, and for the pages of strangers.
+
+`refuse_production` ends a start where real keys or a database of another machine are at hand. `stranger`
+finds a call that no page or program of this machine would make: a name that only a hostile DNS leads here,
+or another site's form. Calls to /v1 come by whatever name a service uses, and bring a key.
+"""
+
+from collections.abc import Iterator, Mapping
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from flask import Request
+
+from sandbox.account import is_live
+
+KEYS = ("STRIPE_SECRET_KEY", "STRIPE_KEY")
+DATABASES = ("DATABASE_URL", "MIGRATIONS_DATABASE_URL")
+
+HERE = ("localhost", "127.0.0.1", "::1")
+
+
+class CannotStart(Exception):
+    """One sentence that says why, and what to do."""
+
+
+def refuse_production(key: str, environ: Mapping[str, str]) -> None:
+    if "DYNO" in environ:
+        raise CannotStart("This is a Heroku dyno: the sandbox only runs on a developer's machine.")
+    for name in KEYS:
+        if is_live(environ.get(name, "")):
+            raise CannotStart(f"{name} holds a live key: unset it before starting the sandbox.")
+    if is_live(key):
+        raise CannotStart("The sandbox takes no live key: choose one that starts with sk_test_.")
+    for name in DATABASES:
+        if environ.get(name) and not is_of_this_machine(environ[name], environ):
+            raise CannotStart(
+                f"{name} names a database on another machine: unset it before starting the sandbox."
+            )
+
+
+def is_of_this_machine(database: str, environ: Mapping[str, str]) -> bool:
+    """Every host it names, in whatever way, or the one libpq would take where it names none."""
+    try:
+        hosts = [*hosts_of(database)] or [*each(environ.get("PGHOST", ""), environ.get("PGSERVICE", ""))]
+        hosts += each(environ.get("PGHOSTADDR", ""))
+    except ValueError:  # brackets that do not close, and the like
+        return False
+    return all(host.startswith("/") or host.lower() in HERE for host in hosts)
+
+
+def hosts_of(database: str) -> Iterator[str]:
+    _, separator, rest = database.partition("://")
+    url = urlsplit(f"//{rest}")
+    if not separator or "@" in url.path + url.query + url.fragment:
+        raise ValueError("no address, or one with a password that hides its host")
+    parameters = parse_qsl(url.query)
+    yield from each(url.netloc.rpartition("@")[2])
+    yield from each(*(value for name, value in parameters if name in ("host", "hostaddr", "service")))
+
+
+def each(*lists: str) -> Iterator[str]:
+    """The hosts of comma lists; a service, whose host is told elsewhere, passes for a foreign one."""
+    places = [unquote(place) for places in lists for place in places.split(",")]
+    return (host for place in places if (host := host_of(place)))
+
+
+def host_of(place: str) -> str:
+    """Without a port; an IPv6 address may come without its brackets."""
+    if place.startswith("/") or (place.count(":") > 1 and not place.startswith("[")):
+        return place
+    return urlsplit(f"//{place}").hostname or ""
+
+
+def stranger(request: Request, public_url: str) -> str | None:
+    """Why this call is not answered, or None."""
+    if request.path.startswith("/v1/"):
+        return None
+    name = hostname(f"//{request.host}")
+    if name is None or name not in (*HERE, hostname(public_url)):
+        return "The sandbox answers as localhost or 127.0.0.1 and by no other name."
+    if request.method not in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        return "Another site sent this: use the sandbox's own pages."
+    return None
+
+
+def hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
