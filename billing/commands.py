@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,12 +13,16 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from billing import customers, errors, inbox, signatures, sync
+from billing import customers, errors, inbox, reconcile, signatures, sync
 from billing.budget import Budget
 from billing.db import SYSTEM
 from billing.inbox import Choice
+from billing.listening import Listener, Told
 from billing.telemetry import observed
 from billing.wiring import Billing
+
+LISTEN_SECONDS = 1.0
+AWAY_SECONDS = 3.0
 
 
 class Commands(AppGroup):
@@ -125,6 +132,63 @@ def _customer_of(tenant: str) -> str:
     if customer is None:
         raise click.ClickException("This tenant has no Stripe customer.")
     return customer
+
+
+@group.command("reconcile")
+@with_appcontext
+@observed("command.reconcile")
+def reconcile_now() -> None:
+    """Have Stripe asked about every tenant, and fetch what it could not deliver.
+
+    A worker does the asking; this waits for nobody.
+    """
+    billing, began = _billing(), time.monotonic()
+    asked = 0
+    # those answered since this began are not asked about again, or a worker that keeps up would keep it going
+    while found := reconcile.walk(billing.db, older=timedelta(seconds=time.monotonic() - began)):
+        asked += found
+    click.echo(f"{asked} customers are asked about as soon as a worker gets to them.")
+    fetched = reconcile.undelivered(
+        billing.db, billing.stripe, billing.budget, livemode=billing.settings.livemode
+    )
+    click.echo(f"{fetched} events that Stripe could not deliver were fetched.")
+
+
+@group.command("listen")
+@click.option("--to", "address", help="The webhook; default http://localhost:$PORT/webhooks/stripe.")
+@with_appcontext
+def listen(address: str | None) -> None:
+    """Bring a test account's events to the local webhook, until Ctrl-C.
+
+    Stripe's list of events is asked for: no tunnel and no other tool is needed.
+    """
+    billing = _billing()
+    if billing.settings.livemode:
+        raise click.ClickException(
+            "Live events belong to a webhook endpoint at Stripe; listen with a test key."
+        )
+    to = address or f"http://localhost:{os.environ.get('PORT', '8000')}/webhooks/stripe"
+    secret = billing.settings.stripe_webhook_secret[0].get_secret_value()
+    listener = Listener(billing.stripe, billing.budget, to=to, secret=secret)
+    click.echo(f"Bringing this account's events to {to}")
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(LISTEN_SECONDS if _look(listener) else AWAY_SECONDS)
+
+
+@observed("command.listen")
+def _look(listener: Listener) -> bool:
+    """Whether both sides were there."""
+    try:
+        return listener.look(_tell)
+    except (errors.StripeFailed, errors.ServiceUnavailable) as e:
+        click.echo(f"{datetime.now():%H:%M:%S} waiting ({e.outcome})")  # noqa: DTZ005  # for the eyes beside it
+        return False
+
+
+def _tell(told: Told) -> None:
+    now = f"{datetime.now():%H:%M:%S}"  # noqa: DTZ005  # for the eyes beside it
+    click.echo(f"{now} {told.type} {told.event_id} → {told.status or 'no answer'}")
 
 
 @tenants.command("link")

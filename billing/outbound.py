@@ -127,12 +127,15 @@ class _SecurePool(HTTPSConnectionPool):
 class Http:
     """A way to `address` that keeps up to `connections` open for the next callers, in whichever thread.
 
-    The environment's proxy settings are read here, once. Redirects are not followed, nothing is tried twice.
+    The environment's proxy settings are read here, once, unless the way is `direct`. Redirects are not
+    followed, nothing is tried twice.
     """
 
-    def __init__(self, address: str, *, connections: int, ca_certs: str | None = None) -> None:
+    def __init__(
+        self, address: str, *, connections: int, ca_certs: str | None = None, direct: bool = False
+    ) -> None:
         kept: dict[str, Any] = {"maxsize": connections, "ca_certs": ca_certs or certifi.where()}
-        proxy = _proxy(address)
+        proxy = None if direct else _proxy(address)
         self._pools = _through(proxy, kept) if proxy else PoolManager(**kept)
         self._pools.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 

@@ -29,13 +29,21 @@ def verify(header: str, body: bytes, secrets: Sequence[str], now: float) -> Sign
     at, signatures = _parse(header)
     if at is None or abs(now - at) > TOLERANCE_SECONDS:
         return None
-    message = str(at).encode() + b"." + body
     for secret in secrets:
-        expected = hmac.new(secret.encode(), message, hashlib.sha256).hexdigest().encode()
+        expected = _digest(body, secret, at).encode()
         # all of them, always: `any` would stop at the first that fits
         if sum(hmac.compare_digest(expected, signature) for signature in signatures):
             return Signed(at, fingerprint(secret))
     return None
+
+
+def sign(body: bytes, secret: str, at: int) -> str:
+    """The header Stripe would send with this body at that time."""
+    return f"t={at},v1={_digest(body, secret, at)}"
+
+
+def _digest(body: bytes, secret: str, at: int) -> str:
+    return hmac.new(secret.encode(), str(at).encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
 def fingerprint(secret: str) -> str:

@@ -264,6 +264,10 @@ class Stripe:
         wanted = {"delivery_success": False, "created": {"gte": since}}
         return self._page(self._client.v1.events.list, wanted, after)
 
+    def events_since(self, since: int, after: str | None = None) -> Reading | None:
+        """A page of all events since then, newest first."""
+        return self._page(self._client.v1.events.list, {"created": {"gte": since}}, after)
+
     def _page(self, method: Any, wanted: Mapping[str, Any], after: str | None) -> Reading | None:
         cursor = {"starting_after": after} if after else {}
         return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY), kind="list")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from click.testing import Result
 from flask.testing import FlaskClient
+from sqlalchemy import text
 
-from billing import inbox
+from billing import inbox, reconcile
 from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import SIGNING_SECRET, MakeApp, create_customer, link, rows
@@ -234,6 +236,80 @@ def test_a_replay_goes_through_the_whole_inbox_piece_by_piece(
         bury(database, tell(database, "cus_1"), "no reason")
 
     assert say(make_app, "replay", "--failed").output == "20 events are due again.\n"
+
+
+# ---- reconcile
+
+
+@pytest.fixture
+def answered_at_once(database: Database) -> Iterator[None]:
+    """As if a worker's question and its answer took no time."""
+    with database.begin(SYSTEM) as connection:
+        connection.execute(
+            text("""
+                CREATE FUNCTION answer_at_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                    NEW.wanted_at := NULL;
+                    NEW.answered_at := clock_timestamp();
+                    RETURN NEW;
+                END $$;
+                CREATE TRIGGER answer_at_once BEFORE INSERT OR UPDATE ON stripe_customers
+                    FOR EACH ROW EXECUTE FUNCTION answer_at_once();
+            """)
+        )
+    yield
+    with database.begin(SYSTEM) as connection:
+        connection.execute(text("DROP FUNCTION answer_at_once CASCADE"))
+
+
+def test_reconciling_has_every_linked_customer_asked_about_and_waits_for_nobody(
+    make_app: MakeApp, database: Database
+) -> None:
+    for number in range(reconcile.WALKED_AT_ONCE + 20):
+        link(database, f"t_{number}", f"cus_{number}")
+
+    result = say(make_app, "reconcile")
+
+    [wanted] = rows(database, "SELECT count(*) AS n FROM stripe_customers WHERE wanted_at IS NOT NULL")
+    assert result.exit_code == 0
+    assert "120 customers are asked about" in result.output
+    assert wanted["n"] == 120
+
+
+def test_reconciling_ends_though_a_worker_answers_as_fast_as_it_asks(
+    make_app: MakeApp, database: Database, answered_at_once: None
+) -> None:
+    for number in range(3):
+        link(database, f"t_{number}", f"cus_{number}")
+
+    assert "3 customers are asked about" in say(make_app, "reconcile").output
+
+
+def test_reconciling_fetches_what_was_dropped_on_the_way(
+    make_app: MakeApp, environ: dict[str, str], database: Database, acme: str, customer: str, sandbox: Control
+) -> None:
+    endpoint = {"url": "http://127.0.0.1:9/webhooks/stripe", "enabled_events[0]": "*"}
+    at_stripe(sandbox, "POST", "webhook_endpoints", **endpoint)
+    sandbox.webhooks(drop=1.0)
+    id = subscribe(sandbox, customer)["id"]
+
+    output = say(make_app, "reconcile").output
+    with a_worker(environ) as worker:
+        until_quiet(worker)
+
+    assert "\n0 events" not in output
+    assert rows(database, "SELECT stripe_subscription_id AS id, status FROM subscriptions") == [
+        {"id": id, "status": "active"}
+    ]
+
+
+def test_without_stripe_reconciling_has_everybody_asked_about_all_the_same(
+    make_app: MakeApp, database: Database, acme: str
+) -> None:
+    result = say(make_app, "reconcile", **NO_WAY_TO_STRIPE)
+
+    assert result.exit_code == 1
+    assert result.output.startswith("1 customers are asked about")
+    assert "Error: " in result.output
 
 
 # ---- tenants link
