@@ -3,7 +3,8 @@
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-run: ## start the service, its database and a pretend Stripe; Ctrl-C stops all
+run: ## start the service, its database, a demo and a pretend Stripe; Ctrl-C stops all
+billing: ## run `flask billing …` on what `make run` has started; ARGS=inbox
 test: ## run all tests; ARGS="-k portal" picks some
 soak: ## the tests of order, crashes and hostile traffic at full length; hours
 mutants: ## plant known bugs one by one and see the tests find them
@@ -11,6 +12,6 @@ lint: ## check style, formatting, types and imports
 setup: ## make .venv, which the others do by themselves
 bench: ## ratios beside bare Flask routes; needs wrk; ARGS="acks --rounds 2" picks one
 lock: ## pin requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest
-run test soak mutants lint setup bench lock: ; @python3 bin/dev $@ $(ARGS)
+run billing test soak mutants lint setup bench lock: ; @python3 bin/dev $@ $(ARGS)
 
-.PHONY: help run test soak mutants lint setup bench lock
+.PHONY: help run billing test soak mutants lint setup bench lock

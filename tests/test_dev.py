@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import signal
 import socket
@@ -24,11 +25,14 @@ import psycopg
 import pytest
 import requests
 
+from sandbox.server import Control
 from sandbox.server import running as stripe
 from tests.conftest import create_customer
+from tests.sandbox.conftest import wait_until
 
 ROOT = Path(__file__).parent.parent
 DEV = [sys.executable, str(ROOT / "bin" / "dev"), "run"]
+IS_HERE = runpy.run_path(DEV[1])["is_here"]
 NOISE = 4  # how much slower than promised a busy machine may be before a test says so
 
 
@@ -83,6 +87,12 @@ def running(local: Path, **settings: str) -> Iterator[Run]:
 
 def refused(local: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(DEV, env=environment(local, **settings), capture_output=True, text=True, timeout=60)
+
+
+def billing(local: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """What somebody says in another terminal."""
+    command = [*DEV[:2], "billing", *words]
+    return subprocess.run(command, env=environment(local), capture_output=True, text=True, timeout=60)
 
 
 def environment(local: Path, **settings: str) -> dict[str, str]:
@@ -140,6 +150,44 @@ def test_the_printed_curl_returns_a_portal_address_that_opens(run: Run) -> None:
     assert run.customer() in page.text
 
 
+def test_the_demo_is_served_and_signed_in(run: Run) -> None:
+    demo = re.findall(r"http://\S+/demo", run.printed)[0]
+    token = requests.get(f"{demo}/session", timeout=10).json()["token"]
+    bearer = {"Authorization": f"Bearer {token}"}
+
+    document = requests.get(f"{demo.removesuffix('/demo')}/api/entitlements", headers=bearer, timeout=10).json()
+
+    assert "Acme Notes" in requests.get(demo, timeout=10).text
+    assert (document["tenant_id"], document["features"]["notes"]) == ("acme", {"enabled": True, "limit": 3})
+
+
+def test_what_stripe_tells_comes_late_and_is_seen_by_the_demo(run: Run) -> None:
+    demo = re.findall(r"http://\S+/demo", run.printed)[0]
+    stripe_at = re.search(r"^  Stripe +(http\S+)", run.printed, re.MULTILINE)
+    assert stripe_at
+
+    switches = requests.get(f"{stripe_at[1]}/_sandbox/webhooks", timeout=10).json()
+
+    assert switches["delay"] == 2
+    event = Control(stripe_at[1], "sk_test_sandbox").happen("invoice.paid", {"id": "in_1", "object": "invoice"})
+    wait_until(lambda: event["id"] in requests.get(f"{demo}/facts", timeout=10).text)
+
+
+def test_an_operators_command_finds_what_runs(run: Run) -> None:
+    done = billing(run.local, "reconcile")
+
+    assert done.returncode == 0, done.stderr
+    assert "1 customers are asked about" in done.stdout
+    assert (run.local / "running.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_operators_command_without_a_run_says_so(local: Path) -> None:
+    done = billing(local, "inbox")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Nothing runs here: start `make run` in another terminal first.\n"
+
+
 def test_the_service_is_held_by_row_level_security(run: Run) -> None:
     address = next(word for word in run.printed.split() if word.startswith("postgresql://"))
     with psycopg.connect(address) as connection:
@@ -178,6 +226,40 @@ def test_an_interruption_ends_everything_within_two_seconds(local: Path, how: si
     assert seconds < 2 * NOISE
 
 
+@pytest.mark.parametrize(
+    ("address", "is_here"),
+    [
+        ("", True),
+        ("postgresql://u:p@localhost/b", True),
+        ("postgres://127.0.0.1:5433/b", True),
+        ("postgresql://[::1]/b", True),
+        ("postgresql+psycopg:///b?host=/var/run/postgresql", True),
+        ("postgresql:///b", True),
+        ("postgresql+psycopg://u@db.example.com", False),
+        ("postgresql://u@/b?host=10.0.0.1", False),
+        ("postgresql://localhost,10.0.0.1/b", False),
+        ("postgresql://localhost/b?hostaddr=10.0.0.1", False),
+        ("postgresql:///b?service=production", False),
+    ],
+)
+def test_a_database_is_here_if_every_host_of_it_is(
+    monkeypatch: pytest.MonkeyPatch, address: str, is_here: bool
+) -> None:
+    for variable in ("PGHOST", "PGHOSTADDR", "PGSERVICE"):
+        monkeypatch.delenv(variable, raising=False)
+
+    assert IS_HERE(address) == is_here
+
+
+@pytest.mark.parametrize("variable", ["PGHOST", "PGHOSTADDR", "PGSERVICE"])
+def test_a_database_is_elsewhere_where_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "10.0.0.1")
+
+    assert not IS_HERE("postgresql:///billing")
+
+
 def test_a_second_start_is_quick_and_keeps_its_data_and_mends_what_the_sandbox_forgot(local: Path) -> None:
     with running(local) as first:
         first.end(signal.SIGINT)
@@ -194,13 +276,18 @@ def test_a_second_start_is_quick_and_keeps_its_data_and_mends_what_the_sandbox_f
     assert (answer.status_code, mended.status_code) == (200, 200)
 
 
-def test_with_a_key_of_ones_own_nothing_is_invented_at_stripe(local: Path) -> None:
+def test_with_a_key_of_ones_own_nothing_is_invented_at_stripe_and_its_events_are_brought(local: Path) -> None:
     with stripe(key="sk_test_mine") as account:
         with running(local, STRIPE_SECRET_KEY=account.key, STRIPE_API_BASE=account.url) as run:
             answer = run.portal_link()
+            wait_until(lambda: [call for call in account.requests() if call["path"] == "/v1/events"] != [])
+            event = account.happen("invoice.paid", {"id": "in_1", "object": "invoice"})["id"]
+            demo = re.findall(r"http://\S+/demo", run.printed)[0]
+            wait_until(lambda: event in requests.get(f"{demo}/facts", timeout=10).text)
             called = account.requests()
 
     assert answer.status_code == 404
+    assert "flask billing listen" in run.printed
     assert not [call for call in called if call["method"] != "GET"]
     assert not (local / "sandbox.json").exists()
 
@@ -262,8 +349,9 @@ def test_a_busy_port_is_one_sentence_that_names_the_way_out(local: Path, variabl
         ({"DYNO": "web.1"}, "dyno"),
         ({"PORT": "http"}, "PORT must be a port"),
         ({"PORT": "65536"}, "PORT must be a port"),
+        ({"DATABASE_URL": "postgres://u:p@db.example.com/billing"}, "DATABASE_URL names a database on another"),
     ],
-    ids=["live key", "live restricted key", "dyno", "no number", "no port"],
+    ids=["live key", "live restricted key", "dyno", "no number", "no port", "far database"],
 )
 def test_what_cannot_be_right_is_refused_in_one_sentence(
     local: Path, settings: dict[str, str], word: str

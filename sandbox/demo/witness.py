@@ -1,0 +1,214 @@
+"""Notes what passes between browser, Stripe and service, and changes none of it.
+
+A webhook counts as arrived when the service has answered 2xx, which is when it is stored. What the service
+answers about a Checkout tells when the browser left, and when its return had the document. From these facts
+`race` says which came first. Kept in memory, the latest only.
+"""
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
+
+Json = dict[str, Any]
+
+WEBHOOK = "/webhooks/stripe"
+CHECKOUT = "/api/subscriptions/checkout"
+LARGEST_EVENT = 1024 * 1024
+MOST_ARRIVALS, MOST_PURCHASES = 200, 20
+OF_A_PURCHASE = ("checkout.session.", "customer.subscription.", "invoice.")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A webhook that was taken; `at` is when the service said so."""
+
+    at: float
+    status: int
+    event: str
+    type: str
+    about: str | None
+    customer: str | None
+
+
+@dataclass
+class Purchase:
+    """One Checkout as this process saw it: when the browser left and came back, and what it was told then."""
+
+    session: str
+    left: float | None = None
+    returned: float | None = None
+    answered: float | None = None
+    version: int | None = None
+    customer: str | None = None
+
+
+@dataclass
+class Facts:
+    """What was noted, by any thread."""
+
+    clock: Callable[[], float] = time.time
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
+    purchases: dict[str, Purchase] = field(default_factory=dict)
+
+    def arrived(self, status: int, body: bytes) -> None:
+        try:
+            event = json.loads(body)
+            thing = event["data"]["object"]
+            told = Arrival(
+                at=self.clock(),
+                status=status,
+                event=str(event["id"]),
+                type=str(event["type"]),
+                about=thing.get("id"),
+                customer=thing.get("id") if thing.get("object") == "customer" else thing.get("customer"),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return  # taken, and nothing the page could show
+        with self.lock:
+            self.arrivals.append(told)
+
+    def left(self, answer: Json) -> None:
+        """The browser was given a Checkout to go to; the same one again, where it was open already."""
+        purchase = self.purchase(str(answer["session_id"]))
+        purchase.left = purchase.left or self.clock()
+
+    def returned(self, session: str) -> None:
+        purchase = self.purchase(session)
+        purchase.returned = purchase.returned or self.clock()
+
+    def answered(self, answer: Json) -> None:
+        """The browser was told how its purchase stands."""
+        document = answer.get("entitlements")
+        if not document:
+            return
+        purchase = self.purchase(str(answer["session_id"]))
+        if purchase.answered is None:
+            purchase.version, purchase.customer = document["version"], document["stripe"]["customer"]
+            purchase.answered = self.clock()
+
+    def purchase(self, session: str) -> Purchase:
+        with self.lock:
+            purchase = self.purchases.pop(session, None) or Purchase(session)
+            self.purchases[session] = purchase  # the latest is last
+            while len(self.purchases) > MOST_PURCHASES:
+                del self.purchases[next(iter(self.purchases))]
+        return purchase
+
+    def shown(self) -> Json:
+        """The latest webhooks, newest first, and how the latest purchase went."""
+        with self.lock:
+            arrivals = list(self.arrivals)
+            purchases = list(self.purchases.values())
+        return {
+            "arrivals": [asdict(arrival) for arrival in reversed(arrivals)][:20],
+            "race": race(purchases[-1], arrivals) if purchases else None,
+        }
+
+
+def race(purchase: Purchase, arrivals: Iterable[Arrival]) -> Json:
+    """The purchase, the first webhook that told of it, and which of the two the document came from.
+
+    `return`: no webhook had arrived when the browser was told. `webhook`: one had, before the browser was back.
+    `either`: it arrived in between; the document is the same whichever it was.
+    """
+    arrivals = list(arrivals)
+    begun = purchase.left or purchase.returned or 0.0
+    buyer = purchase.customer or next((a.customer for a in arrivals if a.about == purchase.session), None)
+    of_it = (a for a in arrivals if buyer and a.customer == buyer and a.type.startswith(OF_A_PURCHASE))
+    first = next((a for a in of_it if a.at >= begun), None)
+    came_from = None
+    if purchase.answered is not None:
+        came_from = "either"
+        if first is None or first.at > purchase.answered:
+            came_from = "return"
+        elif purchase.returned is None or first.at < purchase.returned:
+            came_from = "webhook"
+    return {**asdict(purchase), "webhook": first and asdict(first), "came_from": came_from}
+
+
+class Witness:
+    """The service, overheard."""
+
+    def __init__(self, service: "WSGIApplication", facts: Facts) -> None:
+        self.service = service
+        self.facts = facts
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
+        if (method, path) == ("POST", WEBHOOK):
+            return self.webhook(environ, start_response)
+        if (method, path) == ("POST", CHECKOUT):
+            return self.overheard(environ, start_response, self.facts.left)
+        if method == "GET" and path.startswith(f"{CHECKOUT}/"):
+            return self.overheard(environ, start_response, self.facts.answered)
+        return self.service(environ, start_response)
+
+    def webhook(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        read = Overread(environ["wsgi.input"])
+        status = Status(start_response)
+        answer = self.service({**environ, "wsgi.input": read}, status)
+        if 200 <= status.code < 300:
+            self.facts.arrived(status.code, b"".join(read.parts))
+        return answer
+
+    def overheard(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse", note: Callable[[Json], None]
+    ) -> Iterable[bytes]:
+        status = Status(start_response)
+        answer = self.service(environ, status)
+        try:
+            body = b"".join(answer)
+        finally:
+            getattr(answer, "close", lambda: None)()
+        if status.code == 200:
+            with suppress(ValueError, KeyError, TypeError):  # whatever was said, it is the caller's
+                note(json.loads(body))
+        return [body]
+
+
+class Status:
+    """Passes on how an answer begins, and remembers its number."""
+
+    def __init__(self, start_response: "StartResponse") -> None:
+        self.start_response = start_response
+        self.code = 0
+
+    def __call__(self, status: str, *rest: Any) -> Any:
+        self.code = int(status.partition(" ")[0])
+        return self.start_response(status, *rest)
+
+
+class Overread:
+    """A request's body that keeps what was read of it, up to the largest the service takes."""
+
+    def __init__(self, stream: "InputStream") -> None:
+        self.stream = stream
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def kept(self, part: bytes) -> bytes:
+        if self.size <= LARGEST_EVENT:
+            self.parts.append(part)
+            self.size += len(part)
+        return part
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self.kept(self.stream.read(size))
+
+    def readline(self, size: int = -1, /) -> bytes:
+        return self.kept(self.stream.readline(size))
+
+    def readlines(self, hint: int = -1, /) -> list[bytes]:
+        return [self.kept(line) for line in self.stream.readlines(hint)]
+
+    def __iter__(self) -> Iterable[bytes]:
+        return map(self.kept, self.stream)
