@@ -12,19 +12,28 @@ from typing import ClassVar
 
 
 class BillingError(Exception):
-    """The root. `retry_after` is in seconds and becomes a header."""
+    """Something that nobody foresaw.
+
+    The root of all others. `retry_after` is in seconds and becomes a header; `always` are headers each one has.
+    """
 
     status = 500
     code: str | None = None
     sentence = "Internal server error"
+    param: str | None = None
     always: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self, sentence: str | None = None, *, param: str | None = None, retry_after: int | None = None
     ) -> None:
         super().__init__(sentence or self.sentence)
-        self.param = param
+        self.param = param or self.param
         self.headers = dict(self.always) | ({"Retry-After": str(retry_after)} if retry_after else {})
+
+    @classmethod
+    def example(cls) -> BillingError:
+        """One as a caller may meet it, for the contract."""
+        return cls()
 
     @property
     def outcome(self) -> str:
@@ -74,6 +83,7 @@ class ReturnUrlNotAllowed(InvalidRequest):
     """A return address outside the allow-list."""
 
     code = "return_url_not_allowed"
+    param = "return_url"
     sentence = "return_url: must be a path, or an address on an allowed origin"
 
 
@@ -108,6 +118,11 @@ class TooManyLinks(BillingError):
     code = "rate_limited"
     sentence = "Too many links were asked for; try again later"
 
+    @classmethod
+    def example(cls) -> BillingError:
+        """How long to wait is counted."""
+        return cls(retry_after=60)
+
 
 class AlreadyLinked(BillingError):
     """The Stripe customer belongs to another tenant."""
@@ -136,6 +151,7 @@ class PlanNotFound(BillingError):
 
     status = 404
     code = "plan_not_found"
+    param = "plan"
     sentence = "plan: is not one of the plans on offer"
 
 
@@ -217,9 +233,7 @@ class StateUnknown(BillingError):
     status = 503
     code = "state_unknown"
     sentence = "What this tenant may use is not known yet"
-
-    def __init__(self) -> None:
-        super().__init__(retry_after=5)
+    always: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
 
 class CatalogueUnknown(BillingError):
@@ -228,9 +242,7 @@ class CatalogueUnknown(BillingError):
     status = 503
     code = "catalogue_unknown"
     sentence = "What can be bought is not known yet"
-
-    def __init__(self) -> None:
-        super().__init__(retry_after=2)
+    always: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
 
 class CheckoutBusy(BillingError):
@@ -239,9 +251,7 @@ class CheckoutBusy(BillingError):
     status = 503
     code = "checkout_busy"
     sentence = "Another checkout of this tenant is being opened; try again"
-
-    def __init__(self) -> None:
-        super().__init__(retry_after=2)
+    always: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
 
 class StripeRefused(BillingError):
@@ -258,6 +268,7 @@ class StripeUnavailable(BillingError):
     status = 503
     code = "stripe_unavailable"
     sentence = "Stripe cannot be reached; try again"
+    always: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
 
 class StripeFailed(BillingError):
@@ -278,6 +289,11 @@ class StripeFailed(BillingError):
         self.about = about  # the parameter at fault, by Stripe's name
         self.replayed = replayed  # what an earlier request with the same key had come to
 
+    @classmethod
+    def example(cls) -> BillingError:
+        """The kind it is worth waiting for."""
+        return cls("unavailable", retry_after=5)
+
     @property
     def outcome(self) -> str:
         """Stripe's own word for it, where it gave one."""
@@ -288,7 +304,7 @@ class StripeFailed(BillingError):
         """What a caller is told of it, where the contract has a word for it."""
         if self.reason in ("refused", "key_refused"):
             return StripeRefused()
-        return StripeUnavailable(retry_after=5)
+        return StripeUnavailable()
 
 
 class ServiceUnavailable(BillingError):
@@ -296,10 +312,16 @@ class ServiceUnavailable(BillingError):
 
     status = 503
     sentence = "Service unavailable"
+    always: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}
 
     def __init__(self, what: str) -> None:
-        super().__init__(retry_after=2)
+        super().__init__()
         self.what = what
+
+    @classmethod
+    def example(cls) -> BillingError:
+        """What is away is not told."""
+        return cls("database")
 
     @property
     def outcome(self) -> str:

@@ -26,6 +26,7 @@ from app import create_app
 from billing import config
 from billing.db import SYSTEM, Database
 from sandbox.server import Control, running
+from tests import documented
 from tests.tokens import SHARED_SECRET, a_token
 
 ROOT = Path(__file__).parent.parent
@@ -136,11 +137,15 @@ MakeApp = Callable[..., Flask]
 
 @pytest.fixture
 def make_app(environ: dict[str, str], database: Database) -> Iterator[MakeApp]:
-    """The service with the settings of `environ` and those given, which are named as in the environment."""
+    """The service with the settings of `environ` and those given, which are named as in the environment.
+
+    Its clients compare every answer with the contract.
+    """
     made: list[Flask] = []
 
     def make(**settings: str) -> Flask:
         app = create_app(config.load({**environ, **settings}))
+        app.test_client_class = documented.Judged
         made.append(app)
         return app
 

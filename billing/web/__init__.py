@@ -19,10 +19,22 @@ DOORS = (
 
 def mount(app: Flask, billing: Billing, *, own_app: bool = False, url_prefix: str | None = None) -> None:
     """Put the service into `app`: our own, where every answer is ours, or one that has other routes as well."""
-    blueprint = Blueprint("billing", __name__)
-    for door in DOORS:
-        blueprint.register_blueprint(door)
+    blueprint = _gathered()
     answers.hooks(app if own_app else blueprint)
     billing.identity.install(app)
     app.extensions["billing"] = billing
     app.register_blueprint(blueprint, url_prefix=url_prefix)
+
+
+def contract() -> str:
+    """What `GET /api/openapi.json` answers, without settings or a database."""
+    app = Flask("contract", static_folder=None)
+    app.register_blueprint(_gathered())
+    return openapi.written(app)
+
+
+def _gathered() -> Blueprint:
+    blueprint = Blueprint("billing", __name__)
+    for door in DOORS:
+        blueprint.register_blueprint(door)
+    return blueprint

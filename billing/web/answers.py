@@ -31,6 +31,19 @@ def hooks(target: Flask | Blueprint) -> None:
     target.register_error_handler(Exception, _unforeseen)
 
 
+def body(error: BillingError, request_id: str) -> dict[str, str]:
+    """What a caller is told of an error."""
+    told = {"error": str(error)}
+    if error.code:
+        told |= {"code": error.code, "request_id": request_id}
+    return told | {"param": error.param} if error.param else told
+
+
+def framework_body(error: HTTPException) -> dict[str, str]:
+    """The same, of one that is Flask's own."""
+    return {"error": error.name.capitalize()}
+
+
 def _begin() -> None:
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", given) else uuid.uuid4().hex
@@ -67,18 +80,13 @@ def _forget(_error: BaseException | None) -> None:
 def _refused(error: BillingError) -> Response:
     if error.status >= 500:
         log.warning("http.failed", outcome=error.outcome, cause=type(error.__cause__).__name__)
-    body = {"error": str(error)}
-    if error.code:
-        body |= {"code": error.code, "request_id": g.request_id}
-    if error.param:
-        body["param"] = error.param
-    return _json(error.status, body, error.headers.items())
+    return _json(error.status, body(error, g.request_id), error.headers.items())
 
 
 def _framework_error(error: HTTPException) -> Response:
     """Flask's own refusals, keeping their headers (Allow, …) and losing their HTML."""
     kept = [(name, value) for name, value in error.get_headers() if name != "Content-Type"]
-    return _json(error.code or 500, {"error": error.name.capitalize()}, kept)
+    return _json(error.code or 500, framework_body(error), kept)
 
 
 def _unforeseen(error: Exception) -> Response:

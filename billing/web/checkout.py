@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Literal
 
 from flask import Blueprint
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,8 +20,9 @@ from billing.db import PUBLIC
 from billing.identity import Caller
 from billing.telemetry import observed
 from billing.web import links
-from billing.web.contract import Answer, checked, service, signed_in, told
+from billing.web.contract import Answer, Moment, checked, service, signed_in, told
 from billing.web.entitlements import Entitlements
+from billing.web.openapi import RETRY_AFTER
 
 blueprint = Blueprint("checkout", __name__)
 
@@ -32,6 +34,7 @@ SESSION_ID = {
     "required": True,
     "description": "As the return address had it in `checkout`",
     "schema": {"type": "string", "pattern": r"^cs_\w+$"},
+    "example": "cs_test_a1",
 }
 
 
@@ -62,20 +65,22 @@ class CheckoutRequest(BaseModel):
 class CheckoutLink(BaseModel):
     """A short-lived credential: redirect to it, keep it nowhere."""
 
-    url: str = Field(examples=["https://checkout.stripe.com/c/pay/cs_test_a1"])
-    session_id: str = Field(examples=["cs_test_a1"])
-    expires_at: str | None = Field(examples=["2026-11-21T10:00:00Z"])
+    url: str = Field(description="Stripe's page", examples=["https://checkout.stripe.com/c/pay/cs_test_a1"])
+    session_id: str = Field(description="To ask how it stands", examples=["cs_test_a1"])
+    expires_at: Moment | None = Field(
+        description="Until when it can be paid", examples=["2026-11-21T10:00:00Z"]
+    )
 
 
 class CheckoutProgress(BaseModel):
     """How it stands. Once it is `complete`, `entitlements` has what was bought."""
 
     session_id: str = Field(examples=["cs_test_a1"])
-    status: str = Field(
-        description="open, processing, complete or expired", pattern="^(open|processing|complete|expired)$"
+    status: Literal["open", "processing", "complete", "expired"] = Field(
+        description="`processing`: done, and the money is not there yet", examples=["complete"]
     )
-    url: str | None = Field(None, description="To go on with it while it is open")
-    entitlements: Entitlements | None = None
+    url: str | None = Field(description="To go on with it while it is open", examples=[None])
+    entitlements: Entitlements | None = Field(description="Once it is complete")
 
 
 @blueprint.post("/api/subscriptions/checkout")
@@ -124,8 +129,8 @@ def open_checkout(caller: Caller, trail: links.Trail, body: CheckoutRequest) -> 
 @observed("checkout.progress")
 @signed_in
 @told
-@checked(errors.CheckoutNotFound, errors.StateUnknown, takes=[SESSION_ID])
-def checkout_progress(caller: Caller, session_id: str) -> Answer[CheckoutProgress]:
+@checked(errors.CheckoutNotFound, errors.StateUnknown, takes=[SESSION_ID], gives={"Retry-After": RETRY_AFTER})
+def get_checkout(caller: Caller, session_id: str) -> Answer[CheckoutProgress]:
     """Has my purchase arrived?
 
     Asks Stripe where the webhook has not come yet, at most once in two seconds.
@@ -152,7 +157,7 @@ def _plan(key: str) -> Plan:
     if not sold.edition:
         raise errors.CatalogueUnknown
     if key not in sold.plans:
-        raise errors.PlanNotFound(param="plan")
+        raise errors.PlanNotFound
     return sold.plans[key]
 
 

@@ -12,12 +12,12 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import structlog
 from flask import Response, current_app, request
 from gunicorn.http.errors import ParseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import ClientDisconnected
 
 from billing import errors
@@ -28,6 +28,7 @@ LARGEST_BODY = 16 * 1024
 
 View = Callable[..., Any]
 Model = TypeVar("Model", bound=BaseModel)
+Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-20T10:00:03Z"])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,17 @@ def told(view: View) -> View:
 
 
 def checked(
-    *refused_with: type[BillingError], takes: Sequence[Mapping[str, Any]] = (), may_be_same: bool = False
+    *refused_with: type[BillingError],
+    takes: Sequence[Mapping[str, Any]] = (),
+    gives: Mapping[str, Mapping[str, Any]] | None = None,
+    raw: type[BaseModel] | None = None,
+    may_be_same: bool = False,
 ) -> Callable[[View], View]:
     """Check the body by its annotation, and send the answer through its own; says which refusals to expect.
 
-    `takes` are parameters of path, query and header, as OpenAPI writes them; `may_be_same` announces a 304.
+    The rest is announced, and left to the view: `takes` are parameters of path, query and header, and `gives`
+    headers of the answer, as OpenAPI writes them; `raw` is a body that the view reads by `raw_body`, and
+    `may_be_same` means a 304.
     """
 
     def wrap(view: View) -> View:
@@ -98,6 +105,8 @@ def checked(
         of_body = (errors.InvalidRequest, errors.BodyTooLarge, errors.NotJson) if body_model else ()
         inner.__refusals__ = (*of_body, *refused_with)  # type: ignore[attr-defined]
         inner.__takes__ = takes  # type: ignore[attr-defined]
+        inner.__gives__ = gives or {}  # type: ignore[attr-defined]
+        inner.__raw__ = raw  # type: ignore[attr-defined]
         inner.__may_be_same__ = may_be_same  # type: ignore[attr-defined]
         return inner
 
@@ -132,6 +141,23 @@ def _body(model: type[BaseModel]) -> BaseModel:
         return model.model_validate_json(raw if raw.strip() else b"{}")
     except ValidationError as e:
         raise _invalid(e) from e
+
+
+def fault_of(model: type[BaseModel], raw: bytes) -> BillingError:
+    """How a body that is not what the model says is answered."""
+    try:
+        model.model_validate_json(raw)
+    except ValidationError as e:
+        return _invalid(e)
+    raise ValueError("there is nothing wrong with this body")
+
+
+def unfit(parameter: Mapping[str, Any]) -> BillingError:
+    """How a parameter is answered that is neither true nor false, or no number in its bounds."""
+    name, schema = parameter["name"], parameter["schema"]
+    bounds = f"a number from {schema.get('minimum')} to {schema.get('maximum')}"
+    must_be = {"boolean": "true or false", "integer": bounds}[schema["type"]]
+    return errors.InvalidRequest(f"{name}: must be {must_be}", param=name)
 
 
 def _invalid(error: ValidationError) -> BillingError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from typing import Literal
 
 from flask import Blueprint, request
 from pydantic import BaseModel, Field
@@ -20,7 +21,7 @@ from billing.documents import Document
 from billing.events import Json
 from billing.identity import Caller
 from billing.telemetry import observed
-from billing.web.contract import Answer, checked, service, signed_in
+from billing.web.contract import Answer, Moment, checked, service, signed_in, unfit
 
 blueprint = Blueprint("entitlements", __name__)
 
@@ -31,22 +32,30 @@ SYNC = {
     "in": "query",
     "required": False,
     "description": "Ask Stripe first, at most once in five seconds; `Billing-Sync` says what came of it",
-    "schema": {"type": "string", "enum": ["true", "false"]},
+    "schema": {"type": "boolean"},
+    "example": True,
+}
+BILLING_SYNC = {
+    "description": "What came of asking Stripe first; only with `sync=true`",
+    "schema": {"type": "string", "enum": ["done", "recent", "failed"]},
+    "example": "done",
 }
 
 
 class Feature(BaseModel):
-    """Whether it may be used, and how much of it; `limit` null is without end."""
+    """Whether it may be used, and how much of it."""
 
-    enabled: bool
-    limit: int | None = Field(None, description="Only on features that have limits")
+    enabled: bool = Field(examples=[True])
+    limit: int | None = Field(
+        None, description="Only on features that have limits; null is without end", examples=[12]
+    )
 
 
 class AtStripe(BaseModel):
     """Where to look it up."""
 
-    customer: str | None = Field(examples=["cus_123"])
-    subscription: str | None = Field(examples=["sub_123"])
+    customer: str | None = Field(examples=["cus_Q1w2E3"])
+    subscription: str | None = Field(examples=["sub_1R2t3Z"])
     status: str | None = Field(description="Stripe's own word", examples=["active"])
 
 
@@ -54,42 +63,53 @@ class Entitlements(BaseModel):
     """What a tenant may use. Members are only ever added."""
 
     tenant_id: str = Field(examples=["t_8f2"])
-    version: int = Field(description="Grows by one when anything but `as_of` and `stale` has changed")
-    as_of: str | None = Field(description="When this was last confirmed", examples=["2026-11-20T10:00:03Z"])
-    stale: bool = Field(description="News may be late: use it, and do not keep it")
-    state: str = Field(
-        pattern="^(active|trialing|grace|suspended|pending|none)$", description="The best of its subscriptions"
+    version: int = Field(
+        description="Grows by one when anything but `as_of` and `stale` has changed", examples=[42]
     )
-    access: bool = Field(description="Whether a subscription counts; the default plan holds otherwise")
-    plan: str | None = Field(examples=["team_monthly"])
-    quantity: int | None
-    current_period_end: str | None
-    trial_end: str | None
-    grace_until: str | None = Field(description="When access ends unless somebody pays")
-    cancel_at: str | None
-    valid_until: str | None = Field(description="Access is certain until then at most")
-    features: dict[str, Feature] = Field(description="Every feature there is, the disabled ones too")
+    as_of: Moment | None = Field(description="When this was last confirmed")
+    stale: bool = Field(description="News may be late: use it, and do not keep it", examples=[False])
+    state: Literal["active", "trialing", "grace", "suspended", "pending", "none"] = Field(
+        description="The best of its subscriptions", examples=["active"]
+    )
+    access: bool = Field(
+        description="Whether a subscription counts; the default plan holds otherwise", examples=[True]
+    )
+    plan: str | None = Field(description="Its key, or the default plan's name", examples=["team_monthly"])
+    quantity: int | None = Field(description="Of the subscription's main item", examples=[12])
+    current_period_end: Moment | None = Field(description="Of the same", examples=["2026-12-20T10:00:00Z"])
+    trial_end: Moment | None = Field(description="While it is on trial", examples=[None])
+    grace_until: Moment | None = Field(description="When access ends unless somebody pays", examples=[None])
+    cancel_at: Moment | None = Field(description="When it will end, where that is set", examples=[None])
+    valid_until: Moment | None = Field(description="Access is certain until then at most", examples=[None])
+    features: dict[str, Feature] = Field(
+        description="Every feature there is, the disabled ones too",
+        examples=[{"audit_log": {"enabled": False}, "seats": {"enabled": True, "limit": 12}}],
+    )
     stripe: AtStripe
-    livemode: bool
+    livemode: bool = Field(description="Whether this is about money", examples=[True])
 
 
 class OfferedPlan(BaseModel):
     """A plan that can be bought."""
 
-    plan: str = Field(examples=["team_monthly"])
-    product: str = Field(examples=["Team"])
-    description: str | None
+    plan: str = Field(description="Its key", examples=["team_monthly"])
+    product: str = Field(description="Its name", examples=["Team"])
+    description: str | None = Field(description="The product's", examples=["For growing teams"])
     currency: str = Field(examples=["usd"])
-    amount: int | None = Field(description="In the currency's smallest unit; null where it is not one number")
-    interval: str = Field(examples=["month"])
-    interval_count: int
-    per_seat: bool
-    min_quantity: int
-    trial_days: int
-    features: dict[str, Feature] = Field(description="Of one unit")
+    amount: int | None = Field(
+        description="In the currency's smallest unit; null where it is not one number", examples=[1200]
+    )
+    interval: str = Field(description="day, week, month or year", examples=["month"])
+    interval_count: int = Field(description="How many of them are paid for at once", examples=[1])
+    per_seat: bool = Field(description="Whether a quantity may be chosen", examples=[True])
+    min_quantity: int = Field(description="The least it is sold in", examples=[1])
+    trial_days: int = Field(description="How long it may be tried, once", examples=[14])
+    features: dict[str, Feature] = Field(
+        description="Of one unit", examples=[{"seats": {"enabled": True, "limit": 1}, "sso": {"enabled": True}}]
+    )
 
 
-class Plans(BaseModel):
+class OfferedPlans(BaseModel):
     """In the order of a pricing page."""
 
     plans: list[OfferedPlan]
@@ -98,13 +118,22 @@ class Plans(BaseModel):
 @blueprint.get("/api/entitlements")
 @observed("entitlements.read")
 @signed_in
-@checked(errors.InvalidRequest, errors.StateUnknown, takes=[SYNC], may_be_same=True)
-def entitlements(caller: Caller) -> Answer[Entitlements]:
-    """What may my tenant use?"""
+@checked(
+    errors.InvalidRequest,
+    errors.StateUnknown,
+    takes=[SYNC],
+    gives={"Billing-Sync": BILLING_SYNC},
+    may_be_same=True,
+)
+def get_entitlements(caller: Caller) -> Answer[Entitlements]:
+    """What may my tenant use?
+
+    Decide by `features`; the rest is for showing. A stale document is never a 304.
+    """
     documents = service().documents
     wanted = request.args.get("sync", "false") if request.query_string else "false"
     if wanted not in ("true", "false"):
-        raise errors.InvalidRequest("sync: must be true or false", param="sync")
+        raise unfit(SYNC)
     document = documents.synced(caller.tenant_id) if wanted == "true" else documents.of(caller.tenant_id)
     return _answer(document)
 
@@ -131,8 +160,11 @@ def _cached(document: Document) -> str:
 @blueprint.get("/api/plans")
 @observed("plans.read")
 @checked(errors.CatalogueUnknown, may_be_same=True)
-def plans() -> Answer[Plans]:
-    """What can be bought?"""
+def list_plans() -> Answer[OfferedPlans]:
+    """What can be bought?
+
+    For anybody, and the same for everybody.
+    """
     with service().db.begin(PUBLIC) as connection:
         sold = catalogue.current(connection)
     if not sold.edition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from flask import Blueprint
 from pydantic import BaseModel
 
@@ -16,23 +18,23 @@ blueprint = Blueprint("health", __name__)
 class Health(BaseModel):
     """Nothing to report."""
 
-    status: str = "ok"
+    status: Literal["ok"]
 
 
 @blueprint.get("/healthz")
 @observed("healthz")
 @checked()
-def healthz() -> Health:
+def check_health() -> Health:
     """Is the process alive?"""
-    return Health()
+    return Health(status="ok")
 
 
 @blueprint.get("/readyz")
 @observed("readyz")
 @checked()
-def readyz() -> Health:
+def check_readiness() -> Health:
     """Is the database reachable and migrated?"""
     with service().db.begin(SYSTEM) as connection:
         if not schema.is_current(connection):
             raise errors.ServiceUnavailable("schema")
-    return Health()
+    return Health(status="ok")

@@ -135,19 +135,19 @@ def return_url(settings: Settings, wanted: str | None) -> str:
         or not wanted.isprintable()
         or set(wanted) & set(' \\"<>^`{|}')
     ):
-        raise errors.ReturnUrlNotAllowed(param="return_url")
+        raise errors.ReturnUrlNotAllowed
     if wanted.startswith("/") and not wanted.startswith("//"):
         wanted = settings.app_url + wanted
     try:
         parts = urlsplit(wanted)
         place = _place(parts)
     except ValueError:
-        raise errors.ReturnUrlNotAllowed(param="return_url") from None
+        raise errors.ReturnUrlNotAllowed from None
     for allowed in (settings.app_url, *settings.billing_return_origins):
         if place == _place(urlsplit(allowed)) and "@" not in parts.netloc:
             query, fragment = parts.query and f"?{parts.query}", parts.fragment and f"#{parts.fragment}"
             return allowed + (parts.path or "/") + query + fragment
-    raise errors.ReturnUrlNotAllowed(param="return_url")
+    raise errors.ReturnUrlNotAllowed
 
 
 def with_query(url: str, query: str) -> str:

@@ -7,7 +7,7 @@ own that its document is about.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from flask import Blueprint
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -29,17 +29,26 @@ CONFIRM = "subscription_update_confirm"
 class PortalRequest(BaseModel):
     """All of it is optional: no body at all opens the plain portal."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "examples": [
+                {"flow": "payment_method_update", "return_url": "/settings/billing"},
+                {"flow": CONFIRM, "plan": "team_yearly", "quantity": 12},
+            ]
+        },
+    )
 
     return_url: str | None = Field(
         None,
         description="Where the portal leads back to: a path of the product, or an address on an allowed origin",
         examples=["/settings/billing/seats"],
     )
-    locale: stripe_api.PortalLocale | None = Field(
+    locale: Annotated[stripe_api.PortalLocale, Field(title="Locale")] | None = Field(
         None, description="The portal's language; without it, the browser's", examples=["de"]
     )
-    flow: stripe_api.PortalFlow | None = Field(
+    flow: Annotated[stripe_api.PortalFlow, Field(title="Flow")] | None = Field(
         None, description="Lead straight to one task", examples=["payment_method_update"]
     )
     plan: str | None = Field(
@@ -79,6 +88,7 @@ class PortalLink(BaseModel):
     errors.NoChange,
     errors.IdempotencyKeyReused,
     errors.TooManyLinks,
+    errors.StripeFailed,
 )
 def open_portal(caller: Caller, trail: links.Trail, body: PortalRequest) -> PortalLink:
     """Open the customer portal
@@ -141,7 +151,7 @@ def _changed_item(held: Held, sold: Catalogue, body: PortalRequest) -> Json:
     [item] = held.facts.items
     plan = sold.plans.get(body.plan) if body.plan is not None else None
     if body.plan is not None and plan is None:
-        raise errors.PlanNotFound(param="plan")
+        raise errors.PlanNotFound
     chosen = plan or next((one for one in sold.plans.values() if one.price.id == item.price), None)
     if chosen and body.quantity is not None and not chosen.least <= body.quantity <= chosen.most:
         raise errors.InvalidRequest(chosen.bounds, param="quantity")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Literal
 
 import psycopg
 import structlog
 from flask import Blueprint, g, request
 from opentelemetry.propagate import inject
 from opentelemetry.trace import get_current_span
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from billing import errors, events, inbox, signatures
 from billing.db import WEBHOOK, UnsafeRole
@@ -27,21 +28,39 @@ from billing.web.contract import checked, raw_body, service
 LARGEST_EVENT = 1024 * 1024
 CLOCK_SLACK_SECONDS = 6  # between Stripe's own machines
 
+SIGNATURE = {
+    "name": "Stripe-Signature",
+    "in": "header",
+    "required": True,
+    "description": "When it was signed, and one signature of the body for each of the endpoint's secrets",
+    "schema": {"type": "string"},
+    "example": "t=1763632803,v1=5257a869e7ecebeda32affa62cdca3fa51cad7e77a0e56ff536d0ce8e108d8bd",
+}
+
 blueprint = Blueprint("webhooks", __name__)
 
 log = structlog.get_logger(__name__)
 
 
+class StripeEvent(BaseModel):
+    """As Stripe writes it, with all it writes. It is read once its signature holds."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(min_length=1, examples=["evt_1R2t3Z"])
+    type: str = Field(min_length=1, examples=["customer.subscription.updated"])
+
+
 class Received(BaseModel):
     """Kept, and Stripe need not send it again."""
 
-    received: bool = True
+    received: Literal[True]
 
 
 @blueprint.post("/webhooks/stripe")
 @observed("webhook.receive")
-@checked(errors.BadSignature, errors.BadEvent, errors.BodyTooLarge)
-def stripe_webhook() -> Received:
+@checked(errors.BadSignature, errors.BadEvent, errors.BodyTooLarge, takes=[SIGNATURE], raw=StripeEvent)
+def receive_stripe_event() -> Received:
     """Take an event from Stripe.
 
     Stripe's signature in `Stripe-Signature` stands in for a token. 200 means the event is stored.
@@ -58,7 +77,7 @@ def stripe_webhook() -> Received:
         raise errors.ServiceUnavailable("database") from e
     if is_new:
         g.row_says_it = True  # when it came, what it is and who signed it; a line for each would say it twice
-    return Received()
+    return Received(received=True)
 
 
 def _delivery(raw: bytes, signed: Signed) -> Delivery:
