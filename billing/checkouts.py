@@ -40,6 +40,7 @@ customer_intents = Table(
     Column("id", Text, primary_key=True),
     Column("tenant_id", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("params", JSONB, nullable=False, server_default=text("'{}'")),  # name and e-mail, while it is open
     Column("stripe_customer_id", Text),
     Column("closed_at", DateTime(timezone=True)),
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),

@@ -33,6 +33,9 @@ tenant_config = Table(
     metadata,
     Column("tenant_id", Text, primary_key=True),
     Column("stripe_customer_id", Text),
+    Column("name", Text),  # as the product calls it, for Stripe's customer; '' is said to be none
+    Column("email", Text),
+    Column("untold_since", DateTime(timezone=True)),  # until Stripe's customer has been told what is kept here
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),

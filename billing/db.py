@@ -73,6 +73,8 @@ class Scope:
 SYSTEM = Scope("system")  # every row: the service itself, never on a user's behalf
 WEBHOOK = Scope("webhook")  # may add to the inbox, and see nothing
 PUBLIC = Scope("public")  # sees the catalogue, and nothing of any tenant's
+STRANGER = Scope("stranger")  # sees service tokens, of which one may make it a service (`tokens.find`)
+SERVICE = Scope("service")  # another service of the house, by its token: reads what any tenant may use
 
 
 class UnsafeRole(Exception):

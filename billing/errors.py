@@ -71,6 +71,46 @@ class Forbidden(BillingError):
     sentence = "Your role does not allow this; ask somebody who manages billing"
 
 
+class UserTokenRequired(BillingError):
+    """The token is a service's, and the route is for the members of a tenant."""
+
+    status = 403
+    code = "user_token_required"
+    sentence = "This route takes the token of a signed-in user, not that of a service"
+
+
+class ServiceTokenRequired(BillingError):
+    """The token is a user's, and the route is for services."""
+
+    status = 403
+    code = "service_token_required"
+    sentence = "This route takes the token of a service, not that of a user"
+
+
+class InsufficientScope(BillingError):
+    """The service's token is good, and not for this."""
+
+    status = 403
+    code = "insufficient_scope"
+    sentence = "The token lacks the scope that this route needs"
+
+
+class TooManyTokens(BillingError):
+    """Two tokens of a name are enough to go from one to the next."""
+
+    status = 409
+    code = "too_many_tokens"
+    sentence = "Two tokens of this name are alive; revoke one of them first"
+
+
+class TenantNotFound(BillingError):
+    """Nobody has ever spoken of this tenant, or no tenant can have such an id."""
+
+    status = 404
+    code = "tenant_not_found"
+    sentence = "No such tenant"
+
+
 class InvalidRequest(BillingError):
     """A member of the request is not what the contract says."""
 

@@ -1,5 +1,7 @@
-"""Who is asking: a bearer token from the Authorization header, turned into a `Caller`.
+"""Who is asking: a bearer token from the Authorization header, turned into a `Caller` or a `Service`.
 
+A member of a tenant brings the issuer's JWT, another service of the house a token that we have made (`tokens`).
+Who brings the wrong one of them is told so, if it is good; who brings none that is good is told nothing.
 The algorithm and the key come from the settings, never from the token; `exp` and `sub` are required; issuer,
 audience and authorized party are checked when set. Anything wrong with a token is `Unauthorized`, one answer
 for all reasons. When the issuer's keys cannot be had, that is `ServiceUnavailable`: not the caller's fault.
@@ -13,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from flask import Flask, request
 from flask_jwt_extended import JWTManager, get_jwt, verify_jwt_in_request
@@ -22,10 +24,17 @@ from jwt import PyJWK, PyJWKSet
 from jwt.exceptions import InvalidTokenError, PyJWKSetError, PyJWTError
 from urllib3.exceptions import HTTPError
 
-from billing import deadline, outbound
+from billing import deadline, outbound, tokens
 from billing.config import Settings
-from billing.db import Scope
-from billing.errors import NoTenant, ServiceUnavailable, Unauthorized
+from billing.db import STRANGER, SYSTEM, Database, Query, Scope
+from billing.errors import (
+    InsufficientScope,
+    NoTenant,
+    ServiceTokenRequired,
+    ServiceUnavailable,
+    Unauthorized,
+    UserTokenRequired,
+)
 
 LEEWAY_SECONDS = 30
 KEYS_LIVE_SECONDS = 300
@@ -35,9 +44,11 @@ KEYS_PAUSE_SECONDS = 2  # so long is an issuer left alone that has just failed: 
 KEYS_KEPT_SECONDS = 3600  # so long do the keys in hand serve on while it is away
 LONGEST_NAME = 255
 
-BEARER = re.compile(r"Bearer +[\w.=-]+", re.ASCII)
+BEARER = re.compile(r"Bearer +([\w.=-]+)", re.ASCII)
 # What absurd types, sizes and depths raise, in tokens that are signed all the same and in published keys.
 NONSENSE = (ArithmeticError, TypeError, ValueError, RecursionError)
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,26 @@ class Caller:
         return Scope.tenant(self.tenant_id)
 
 
-class Identity:
-    """Reads tokens the way the settings say."""
+@dataclass(frozen=True)
+class Service:
+    """Another service of the house, which may ask about any tenant."""
 
-    def __init__(self, settings: Settings) -> None:
+    name: str
+    token_id: int
+    scopes: frozenset[str]
+
+    @property
+    def actor(self) -> str:
+        """Its name in the trail."""
+        return f"service:{self.name}"
+
+
+class Identity:
+    """Reads tokens the way the settings say, and the services' own in the database."""
+
+    def __init__(self, settings: Settings, db: Database) -> None:
         self._settings = settings
+        self._db = db
         self._keys = IssuerKeys(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
 
     def install(self, app: Flask) -> None:
@@ -76,14 +102,49 @@ class Identity:
 
     def caller(self) -> Caller:
         """The member the current request speaks for; `Unauthorized` or `NoTenant` where there is none."""
-        claims = _verified()
-        subject = claims.get("sub")
-        if not (_is_name(subject) and _is_number(claims.get("exp")) and self._is_party(claims.get("azp"))):
-            raise Unauthorized
+        token = _bearer()
+        if token.startswith(tokens.PREFIX):
+            self._service(self._db.run(STRANGER, tokens.find(token)))
+            raise UserTokenRequired
+        subject, claims = self._member()
         tenant_id = claim(claims, self._settings.jwt_tenant_claim)
-        if not _is_name(tenant_id):
+        if not is_name(tenant_id):
             raise NoTenant
         return Caller(subject, tenant_id, granted(claim(claims, self._settings.jwt_roles_claim)))
+
+    def service(self, needs: str, reads: Query[Found] | None = None) -> tuple[Service, Found | None]:
+        """The service the current request comes from, if it may do what `needs` says.
+
+        And what `reads` finds on its behalf in the same trip to the database: nothing, unless it may.
+        """
+        token = _bearer()
+        if not token.startswith(tokens.PREFIX):
+            self._member()
+            raise ServiceTokenRequired
+        shown, found = tokens.find(token, needs), None
+        if reads:
+            alive, found = self._db.run(STRANGER, shown, reads)
+        else:
+            alive = self._db.run(STRANGER, shown)
+        service = self._service(alive)
+        if needs not in service.scopes:
+            raise InsufficientScope
+        return service, found
+
+    def _service(self, alive: tokens.Alive | None) -> Service:
+        if alive is None:
+            raise Unauthorized
+        if alive.is_unseen:
+            self._db.run(SYSTEM, tokens.use(alive.id))
+        return Service(alive.name, alive.id, alive.scopes)
+
+    def _member(self) -> tuple[str, Mapping[str, Any]]:
+        """Whose token it is, and what it says."""
+        claims = _verified()
+        subject = claims.get("sub")
+        if not (is_name(subject) and _is_number(claims.get("exp")) and self._is_party(claims.get("azp"))):
+            raise Unauthorized
+        return subject, claims
 
     def _is_party(self, party: Any) -> bool:
         parties = self._settings.jwt_authorized_parties
@@ -166,11 +227,16 @@ class IssuerKeys:
         return signing
 
 
+def _bearer() -> str:
+    """The request's token. One bearer and nothing beside it: the extension would pick one out of several."""
+    bearer = BEARER.fullmatch(request.headers.get("Authorization", ""))
+    if not bearer:
+        raise Unauthorized
+    return bearer[1]
+
+
 def _verified() -> Mapping[str, Any]:
     """The claims of the request's token, of which the signature, the times, issuer and audience hold."""
-    # One bearer and nothing beside it: the extension would pick one out of several.
-    if not BEARER.fullmatch(request.headers.get("Authorization", "")):
-        raise Unauthorized
     try:
         verify_jwt_in_request()
     except (PyJWTError, JWTExtendedException, *NONSENSE) as e:
@@ -198,7 +264,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _is_name(value: Any) -> TypeGuard[str]:
+def is_name(value: Any) -> TypeGuard[str]:
     """Text that PostgreSQL can hold and index: not blank, no control character, no half of a surrogate pair."""
     return (
         isinstance(value, str)

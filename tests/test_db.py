@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
 import billing
-from billing.db import SYSTEM, Database, Query, Scope, UnsafeRole
+from billing.db import SERVICE, STRANGER, SYSTEM, Database, Query, Scope, UnsafeRole
 from billing.errors import ServiceUnavailable
 from sandbox.server import Control
 from tests.conftest import MakeApp, link, rows
@@ -98,9 +98,12 @@ A_ROW = {
     "stripe_reads": {"endpoint": "{tenant}", "lane": "waiting", "reserved_until": "2026-01-01T00:00Z"},
     "chores": {"name": "{tenant}", "due_at": "2026-01-01T00:00Z"},
     "checkout_turns": {"tenant_id": "{tenant}", "holder": "1", "until": "2026-01-01T00:00Z"},
+    "service_tokens": {"name": "of-{tenant}", "slot": "1", "hash": "{tenant}", "scopes": "{billing:read}"},
 }
 TABLES = list(A_ROW)
-THE_SERVICES_OWN = ("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns")
+THE_SERVICES_OWN = (
+    *("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns", "service_tokens"),
+)
 
 
 def test_the_service_is_no_superuser_and_cannot_bypass_the_policies(database: Database) -> None:
@@ -142,6 +145,28 @@ def test_what_a_former_customer_has_is_out_of_its_tenants_sight(two_tenants: Dat
     with two_tenants.begin(Scope.tenant("t_acme")) as connection:
         for table in ("subscriptions", "subscription_items", "invoices"):
             assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0
+
+
+@pytest.mark.parametrize(("scope", "sees"), [(SERVICE, "tenant_states"), (STRANGER, "service_tokens")])
+@pytest.mark.parametrize("table", TABLES)
+def test_a_service_sees_documents_and_a_stranger_tokens_and_neither_anything_else(
+    two_tenants: Database, table: str, scope: Scope, sees: str
+) -> None:
+    with two_tenants.begin(scope) as connection:
+        assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == (2 if table == sees else 0)
+
+
+@pytest.mark.parametrize("scope", [SERVICE, STRANGER])
+@pytest.mark.parametrize("table", TABLES)
+def test_neither_a_service_nor_a_stranger_changes_anything(
+    two_tenants: Database, table: str, scope: Scope
+) -> None:
+    with two_tenants.begin(scope) as connection:
+        assert connection.execute(text(f"DELETE FROM {table}")).rowcount == 0
+    columns = A_ROW[table] | {next(iter(A_ROW[table])): "new"}
+    values = ", ".join(f"'{value}'" for value in columns.values())
+    with pytest.raises(ProgrammingError, match="row-level security"), two_tenants.begin(scope) as connection:
+        connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")
 
 
 @pytest.mark.parametrize("scope", [Scope.tenant(""), Scope("nobody"), Scope("tenant"), Scope("System")])

@@ -94,7 +94,7 @@ def test_a_release_gives_up_on_a_lock_rather_than_hold_up_the_traffic(empty_data
 TOUCH = """
 from alembic import op
 
-revision, down_revision = "touch", "0003"
+revision, down_revision = "touch", "0004"
 
 
 def upgrade():

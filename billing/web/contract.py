@@ -1,9 +1,9 @@
 """The contract of every HTTP door, read from the view itself.
 
 A view says what it wants and gives in its annotations: `caller: Caller`, `body: SomeModel`, `-> SomeAnswer`.
-`signed_in` supplies the caller, `checked` the body and the answer; what they refuse is raised as `BillingError`
-and answered by `web.answers`. `web.openapi` writes the same annotations down, so that what is documented is
-what is checked.
+`signed_in` supplies the caller, or `for_services` the service that calls, `checked` the body and the answer;
+what they refuse is raised as `BillingError` and answered by `web.answers`. `web.openapi` writes the same
+annotations down, so that what is documented is what is checked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import ClientDisconnected
 
 from billing import errors
+from billing.db import Query
 from billing.errors import BillingError
 from billing.wiring import Billing
 
@@ -55,9 +56,34 @@ def signed_in(view: View) -> View:
         structlog.contextvars.bind_contextvars(tenant=caller.tenant_id)
         return view(caller=caller, **kwargs)
 
-    inner.__refusals__ = (errors.Unauthorized, errors.NoTenant, *refusals(view))  # type: ignore[attr-defined]
+    of_token = (errors.Unauthorized, errors.NoTenant, errors.UserTokenRequired)
+    inner.__refusals__ = (*of_token, *refusals(view))  # type: ignore[attr-defined]
     inner.__security__ = [{"userToken": []}]  # type: ignore[attr-defined]
     return inner
+
+
+def for_services(
+    needs: str, *, reads: Callable[..., Query[Any] | None] | None = None
+) -> Callable[[View], View]:
+    """The view gets `caller`, a service whose token has this scope.
+
+    With `reads`, which is given what the view is, it gets `found`, too: what that query finds on the service's
+    behalf, in the trip that checks the token.
+    """
+
+    def wrap(view: View) -> View:
+        @functools.wraps(view)
+        def inner(**kwargs: Any) -> Any:
+            caller, found = service().identity.service(needs, reads(**kwargs) if reads else None)
+            structlog.contextvars.bind_contextvars(service=caller.name)
+            return view(caller=caller, **({"found": found} if reads else {}), **kwargs)
+
+        of_token = (errors.Unauthorized, errors.ServiceTokenRequired, errors.InsufficientScope)
+        inner.__refusals__ = (*of_token, *refusals(view))  # type: ignore[attr-defined]
+        inner.__security__ = [{"serviceToken": [needs]}]  # type: ignore[attr-defined]
+        return inner
+
+    return wrap
 
 
 def told(view: View) -> View:
