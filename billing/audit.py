@@ -76,6 +76,11 @@ _START = """
     )
     SELECT (SELECT id FROM entry), allowed, seconds FROM told
 """
+_BEGIN = """
+    INSERT INTO audit_log (tenant_id, actor, action, started, outcome, request_id, ip, user_agent)
+    VALUES (%(tenant_id)s, %(actor)s, %(action)s, false, 'started', %(request_id)s, %(ip)s, %(user_agent)s)
+    RETURNING id
+"""
 _SETTLE = """
     UPDATE audit_log
     SET outcome = %(outcome)s, stripe_object = %(stripe_object)s, settled_at = clock_timestamp()
@@ -131,6 +136,16 @@ def start(attempt: Attempt, *, flow: str | None, limit: int) -> Query[Entry | Li
         return Entry(number, attempt.tenant_id) if allowed else Limited(max(1, seconds or 60))
 
     return Query("audit.start", _START, {**_values(attempt, flow), "limit": limit}, entry)
+
+
+def begin(attempt: Attempt) -> Query[Entry]:
+    """Write the attempt down as started, where no limit holds it and it counts towards none."""
+
+    def entry(written: psycopg.Cursor[tuple[int]]) -> Entry:
+        [(number,)] = written
+        return Entry(number, attempt.tenant_id)
+
+    return Query("audit.begin", _BEGIN, vars(attempt), entry)
 
 
 def settle(entry: Entry, outcome: str, stripe_object: str | None) -> Query[None]:

@@ -97,29 +97,34 @@ class Intent:
     """A customer that is being made."""
 
     id: str
+    params: Mapping[
+        str, str
+    ]  # what it is called, fixed when it was begun: a key goes with what it was sent with
     is_old: bool  # Stripe may have forgotten its key
 
 
 _INTEND_CUSTOMER = text("""
-    INSERT INTO customer_intents (id, tenant_id) VALUES (:id, :tenant)
+    INSERT INTO customer_intents (id, tenant_id, params) VALUES (:id, :tenant, CAST(:params AS jsonb))
     ON CONFLICT (tenant_id) WHERE closed_at IS NULL DO NOTHING
 """)
 _INTENT = text("""
-    SELECT id, created_at < clock_timestamp() - :kept FROM customer_intents
+    SELECT id, params, created_at < clock_timestamp() - :kept FROM customer_intents
     WHERE tenant_id = :tenant AND closed_at IS NULL
 """)
 _CLOSE_INTENT = text("""
-    UPDATE customer_intents SET closed_at = clock_timestamp(), stripe_customer_id = :customer
+    UPDATE customer_intents
+    SET closed_at = clock_timestamp(), stripe_customer_id = :customer, params = '{}'
     WHERE id = :id AND closed_at IS NULL
 """)
 
 
-def intend_customer(connection: Connection, tenant_id: str) -> Intent:
-    """The customer under way for this tenant; a new one where there is none."""
+def intend_customer(connection: Connection, tenant_id: str, params: Mapping[str, str]) -> Intent:
+    """The customer under way for this tenant; a new one, with these `params`, where there is none."""
+    wanted = {"tenant": tenant_id, "params": json.dumps(params)}
     while True:
-        connection.execute(_INTEND_CUSTOMER, {"id": uuid.uuid4().hex, "tenant": tenant_id})
+        connection.execute(_INTEND_CUSTOMER, {"id": uuid.uuid4().hex, **wanted})
         for row in connection.execute(_INTENT, {"tenant": tenant_id, "kept": KEY_KEPT}):
-            return Intent(row[0], row[1])  # and once more where it was closed in between
+            return Intent(*row)  # and once more where it was closed in between
 
 
 def close_intent(connection: Connection, intent: str, customer: str | None) -> None:

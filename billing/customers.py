@@ -1,4 +1,4 @@
-"""Which Stripe customer a tenant is: the table `tenant_config`, which other services may join.
+"""Which Stripe customer a tenant is, and its name there: the table `tenant_config`, which others may join.
 
 A tenant is linked by id only, never by e-mail, and a Stripe customer belongs to one tenant at most. Whose it
 was before stays in `tenant_links`; what a former customer has grants nothing. Who links holds the customer's
@@ -8,7 +8,8 @@ the link.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import psycopg
 from sqlalchemy import (
@@ -79,9 +80,11 @@ _OWNERS = text("""
     WHERE stripe_customer_id = ANY(:customers) AND stripe_customer_id <> ''
 """)
 _LINK = text("""
-    INSERT INTO tenant_config AS t (tenant_id, stripe_customer_id) VALUES (:tenant, :customer)
+    INSERT INTO tenant_config AS t (tenant_id, stripe_customer_id, untold_since)
+    VALUES (:tenant, :customer, clock_timestamp())
     ON CONFLICT (tenant_id) DO UPDATE
-    SET stripe_customer_id = excluded.stripe_customer_id, updated_at = clock_timestamp()
+    SET stripe_customer_id = excluded.stripe_customer_id, untold_since = excluded.untold_since,
+        updated_at = clock_timestamp()
     WHERE t.stripe_customer_id IS DISTINCT FROM excluded.stripe_customer_id
       AND (:replace OR coalesce(t.stripe_customer_id, '') IN ('', :instead_of))
     RETURNING tenant_id
@@ -90,6 +93,7 @@ _FORMER = text("SELECT DISTINCT tenant_id FROM tenant_links WHERE stripe_custome
 _OF = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant"
 _GIVEN = text(_OF)
 _KEPT = text(f"{_OF} FOR NO KEY UPDATE")
+_IS_KNOWN = text("SELECT EXISTS (SELECT FROM tenant_config WHERE tenant_id = :tenant)")
 _EVER = text("""
     SELECT stripe_customer_id FROM tenant_links WHERE tenant_id = :tenant
     UNION SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant AND stripe_customer_id <> ''
@@ -119,6 +123,11 @@ def owners(connection: Connection, customers: Collection[str]) -> dict[str, str]
 def of(connection: Connection, tenant_id: str, *, keep: bool = False) -> str | None:
     """The tenant's Stripe customer, or None where it has none yet. `keep` lets nobody change it meanwhile."""
     return connection.scalar(_KEPT if keep else _GIVEN, {"tenant": tenant_id}) or None
+
+
+def is_known(connection: Connection, tenant_id: str) -> bool:
+    """Whether the tenant has a row here, with a customer or without."""
+    return bool(connection.scalar(_IS_KNOWN, {"tenant": tenant_id}))
 
 
 def ever(connection: Connection, tenant_id: str) -> list[str]:
@@ -155,3 +164,65 @@ def link(
     connection.execute(_UNLINKED, values)
     connection.execute(_LINKED, {**values, "by": by})
     return True
+
+
+# ---- what a tenant is called
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is kept of a tenant for its Stripe customer. A name of '' was taken back, None never given."""
+
+    customer: str | None
+    name: str | None
+    email: str | None
+    is_untold: bool  # Stripe's customer may say otherwise
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What a customer that is made now is to be called."""
+        return {key: said for key, said in (("name", self.name), ("email", self.email)) if said}
+
+
+_ENSURE = text("INSERT INTO tenant_config (tenant_id) VALUES (:tenant) ON CONFLICT DO NOTHING")
+_PROFILE = """
+    SELECT stripe_customer_id, name, email, untold_since IS NOT NULL FROM tenant_config
+    WHERE tenant_id = :tenant
+"""
+_PROFILED = text(_PROFILE)
+_PROFILE_KEPT = text(f"{_PROFILE} FOR NO KEY UPDATE")
+_DESCRIBE = text("""
+    UPDATE tenant_config
+    SET name = :name, email = :email, untold_since = clock_timestamp(), updated_at = clock_timestamp()
+    WHERE tenant_id = :tenant
+""")
+_TOLD = text("""
+    UPDATE tenant_config SET untold_since = NULL
+    WHERE tenant_id = :tenant AND stripe_customer_id = :customer
+      AND name IS NOT DISTINCT FROM :name AND email IS NOT DISTINCT FROM :email
+""")
+
+
+def profile(connection: Connection, tenant_id: str) -> Profile:
+    """What is kept of the tenant; nothing, if it has no row."""
+    row = connection.execute(_PROFILED, {"tenant": tenant_id}).one_or_none()
+    return Profile(row[0] or None, *row[1:]) if row else Profile(None, None, None, False)
+
+
+def describe(connection: Connection, tenant_id: str, said: Mapping[str, str | None]) -> None:
+    """Keep the tenant, and those of `name` and `email` that are said; None takes back what was said before."""
+    connection.execute(_ENSURE, {"tenant": tenant_id})
+    kept = Profile(*connection.execute(_PROFILE_KEPT, {"tenant": tenant_id}).one())
+    new = kept
+    if "name" in said:
+        new = replace(new, name=said["name"] or (None if kept.name is None else ""))
+    if "email" in said:
+        new = replace(new, email=said["email"] or (None if kept.email is None else ""))
+    if new != kept:
+        connection.execute(_DESCRIBE, {"tenant": tenant_id, "name": new.name, "email": new.email})
+
+
+def told(connection: Connection, tenant_id: str, says: Profile) -> bool:
+    """Stripe's customer says this of the tenant. False if something else is kept by now."""
+    values = {"tenant": tenant_id, "customer": says.customer, "name": says.name, "email": says.email}
+    return connection.execute(_TOLD, values).rowcount == 1

@@ -16,7 +16,7 @@ from typing import Literal
 from billing import clock, customers, questions, state, sync
 from billing.budget import Budget
 from billing.db import SYSTEM, Database, Scope
-from billing.errors import Busy, StateUnknown
+from billing.errors import Busy, StateUnknown, TenantNotFound
 from billing.late import Late
 from billing.state import State
 from billing.stripe_api import Stripe
@@ -50,9 +50,9 @@ class Documents:
         self._late = Late(db)
         self._waiting = threading.BoundedSemaphore(WAITING)
 
-    def of(self, tenant_id: str) -> Document:
-        """The tenant's document as it is now."""
-        found = self._read(tenant_id)
+    def of(self, tenant_id: str, found: State | None = None) -> Document:
+        """The tenant's document as it is now; `found` is its row, where somebody has just read it."""
+        found = found or self._read(tenant_id)
         if found and found.is_known and found.edition and not found.is_due:
             return _served(found, is_stale=found.is_old or self._late.has(found.customer))
         return self._made(tenant_id, found)
@@ -71,6 +71,16 @@ class Documents:
             synced = "failed" if is_owed else "recent"
         document = replace(self.of(tenant_id), synced=synced)
         return _stale(document) if synced == "failed" else document
+
+    def require(self, tenant_id: str) -> None:
+        """`TenantNotFound` unless a token, a service or an operator has ever named this tenant.
+
+        To be asked where anybody may be named: reading makes the row of a tenant that has none.
+        """
+        if self._read(tenant_id) is None:
+            with self._db.begin(SYSTEM) as connection:
+                if not customers.is_known(connection, tenant_id):
+                    raise TenantNotFound
 
     def _read(self, tenant_id: str) -> State | None:
         return self._db.run(Scope.tenant(tenant_id), state.read())

@@ -172,6 +172,32 @@ class AlreadyLinked(BillingError):
     sentence = "This Stripe customer is linked to another tenant; unlink it there first"
 
 
+class OtherCustomer(BillingError):
+    """The tenant has a Stripe customer, and it is not the one that is named."""
+
+    status = 409
+    code = "other_customer"
+    sentence = "This tenant has another Stripe customer; only an operator can change that"
+
+
+class CustomerOfAnother(BillingError):
+    """The Stripe customer's metadata names another tenant."""
+
+    status = 409
+    code = "customer_of_another"
+    sentence = (
+        "This Stripe customer's metadata has another tenant_id; if that is wrong, mend it at Stripe first"
+    )
+
+
+class CustomerNotFound(BillingError):
+    """Stripe knows no such customer, or only as a deleted one."""
+
+    status = 404
+    code = "customer_not_found"
+    sentence = "Stripe knows no such customer, or only as a deleted one"
+
+
 class BadSignature(BillingError):
     """The webhook's signature is missing, wrong, or too old; one sentence for all, so that it tells nothing."""
 

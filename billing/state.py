@@ -78,9 +78,15 @@ class State:
     lasts: float | None  # seconds until time may change it
 
 
+_AS_READ = """
+    version, digest, body, stripe_customer_id AS customer, edition, as_of IS NOT NULL AS is_known,
+    coalesce(next_look <= clock_timestamp(), false) AS is_due,
+    stripe_customer_id IS NOT NULL AND as_of < clock_timestamp() - %(old)s IS TRUE AS is_old,
+    extract(epoch FROM next_look - clock_timestamp())::float8 AS lasts
+"""
 # The scope is entered in the statement that reads: the row is looked up by what entering returned, so that
 # cannot come later. One statement is one transaction.
-_READ = """
+_READ = f"""
     SELECT version, digest, body, customer, edition, is_known, is_due, is_old, lasts
     FROM (
         SELECT set_config('billing.scope', %(scope)s, true) AS scope,
@@ -88,20 +94,29 @@ _READ = """
         OFFSET 0
     ) AS entered
     CROSS JOIN LATERAL (
-        SELECT version, digest, body, stripe_customer_id AS customer, edition, as_of IS NOT NULL AS is_known,
-               coalesce(next_look <= clock_timestamp(), false) AS is_due,
-               stripe_customer_id IS NOT NULL AND as_of < clock_timestamp() - %(old)s IS TRUE AS is_old,
-               extract(epoch FROM next_look - clock_timestamp())::float8 AS lasts
+        SELECT {_AS_READ}
         FROM tenant_states
         WHERE tenant_id = entered.tenant AND entered.scope <> ''
         OFFSET 0
     ) AS state
-"""
+"""  # noqa: S608  # the columns are ours
+_READ_OF = f"SELECT {_AS_READ} FROM tenant_states WHERE tenant_id = %(tenant_id)s"  # noqa: S608
+_VERSION = text("SELECT version FROM tenant_states WHERE tenant_id = :tenant")
 
 
 def read() -> Query[State | None]:
     """The row of the tenant on whose behalf it is run."""
     return Query("state.read", _READ, {"old": OLD}, _state, enters=True)
+
+
+def version_of(connection: Connection, tenant_id: str) -> int:
+    """The version of the tenant's document; 0 before there is one."""
+    return connection.scalar(_VERSION, {"tenant": tenant_id}) or 0
+
+
+def read_of(tenant_id: str) -> Query[State | None]:
+    """This tenant's row, for a scope that sees the rows of others."""
+    return Query("state.read_of", _READ_OF, {"tenant_id": tenant_id, "old": OLD}, _state)
 
 
 def _state(found: psycopg.Cursor[Any]) -> State | None:

@@ -159,12 +159,22 @@ class Stripe:
         session = self._call(self._client.v1.billing_portal.sessions.create, params, idempotency_key)
         return PortalSession(_text(session, "id"), _text(session, "url"))
 
-    def create_customer(self, metadata: Mapping[str, str], *, idempotency_key: str) -> Created:
-        """A customer of which only this is known. The same key gives the same one, deleted or not."""
-        made = self._call(self._client.v1.customers.create, {"metadata": dict(metadata)}, idempotency_key)
+    def create_customer(self, metadata: Mapping[str, str], *, idempotency_key: str, **named: str) -> Created:
+        """A customer of this name and e-mail, where they are given. The same key gives the same one, deleted or
+        not.
+        """
+        params = {"metadata": dict(metadata), **named}
+        made = self._call(self._client.v1.customers.create, params, idempotency_key)
         response = getattr(made, "last_response", None)
         headers = response.headers if response is not None else {}
         return Created(_text(made, "id"), str(headers.get("Idempotent-Replayed")).lower() == "true")
+
+    def update_customer(self, customer: str, metadata: Mapping[str, str], **named: str) -> None:
+        """Have it say this, and nothing where a value is empty. What is not named stays as it is."""
+        update = self._client.v1.customers.update
+        self._call(
+            lambda params, options: update(customer, params, options), {"metadata": dict(metadata), **named}
+        )
 
     def customers_with(self, **metadata: str) -> Reading | None:
         """Customers with this metadata, by Stripe's index of them, which is some minutes behind."""

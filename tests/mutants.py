@@ -323,8 +323,8 @@ MUTANTS = [
     Mutant(
         "a customer of a new key each time",
         "billing/enrolling.py",
-        "        made = stripe.create_customer(whose, idempotency_key=intent.id)\n",
-        "        made = stripe.create_customer(whose, idempotency_key=intent.id + str(id(whose)))\n",
+        "idempotency_key=intent.id, **intent.params)",
+        "idempotency_key=intent.id + str(id(whose)), **intent.params)",
         "tests/test_checkout.py::test_a_customer_that_may_have_been_made_is_not_made_again",
     ),
     Mutant(
@@ -338,8 +338,8 @@ MUTANTS = [
     Mutant(
         "a step on the way is shown",
         "billing/sync.py",
-        "        if _waits(folded, row, lacks) and not customer.failures:",
-        "        if False:",
+        "            _waits(folded, row, lacks) and not customer.failures\n",
+        "            False\n",
         "tests/test_checkout_return.py::test_whichever_comes_first_the_document_is_the_same_and_one_version_on",
     ),
     Mutant(
@@ -397,6 +397,62 @@ MUTANTS = [
         "        connection.execute(\n            _DROP_ITEMS,",
         "        (lambda *_: None)(\n            _DROP_ITEMS,",
         "tests/test_sync.py::test_an_item_that_was_removed_is_gone",
+    ),
+    Mutant(
+        "a token outlives its end",
+        "billing/tokens.py",
+        "        WHERE hash = %(hash)s AND ended_at IS NULL\n",
+        "        WHERE hash = %(hash)s\n",
+        "tests/test_tokens.py::test_a_revoked_token_ends_with_the_next_request_in_every_process",
+    ),
+    Mutant(
+        "a stranger's transaction is a service's",
+        "billing/tokens.py",
+        "CASE WHEN %(needs)s = ANY (scopes) THEN",
+        "CASE WHEN true OR %(needs)s = ANY (scopes) THEN",
+        "tests/test_tokens.py::test_a_transaction_is_a_services_only_after_its_token",
+    ),
+    Mutant(
+        "every request writes its token's row",
+        "billing/tokens.py",
+        "        WHERE id = %(id)s AND coalesce(last_used_at <= clock_timestamp() - interval '1 minute', true)\n",
+        "        WHERE id = %(id)s\n",
+        "tests/test_tokens.py::test_of_those_who_all_found_it_unseen_one_writes_it_down",
+    ),
+    Mutant(
+        "whoever asks about a tenant makes it",
+        "billing/web/entitlements.py",
+        "        documents.require(tenant_id)\n",
+        "        pass\n",
+        "tests/test_tenants.py::test_a_tenant_nobody_has_heard_of_is_not_found_and_not_made",
+    ),
+    Mutant(
+        "a plain slash is the id's own",
+        "billing/web/tenants.py",
+        ' and ("/" not in tenant_id or written == plain)',
+        "",
+        "tests/test_tenants.py::test_the_address_of_a_document_is_no_tenant",
+    ),
+    Mutant(
+        "who told something old has told",
+        "billing/enrolling.py",
+        "not (kept.is_untold or done)",
+        "not kept.is_untold",
+        "tests/test_tenants.py::test_who_told_something_old_last_tells_what_is_kept",
+    ),
+    Mutant(
+        "another tenant's metadata does not matter",
+        "billing/enrolling.py",
+        "    if named and named != tenant_id and not whosever:\n",
+        "    if False:\n",
+        "tests/test_tenants.py::test_a_customer_whose_metadata_names_another_tenant_is_not_linked",
+    ),
+    Mutant(
+        "a customer is made with today's name under yesterday's key",
+        "billing/checkouts.py",
+        "            return Intent(*row)  #",
+        "            return Intent(row[0], params, row[2])  #",
+        "tests/test_tenants.py::test_a_name_that_changes_while_the_customer_is_made_reaches_it",
     ),
 ]
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from billing.db import Database
+from billing import tokens
+from billing.db import SYSTEM, Database
 from tests.conftest import rows
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +180,21 @@ def test_the_service_records_the_caller_nginx_saw_and_the_id_it_gave(
     assert attempt["ip"] == "127.0.0.1"
     assert attempt["request_id"] == answer.headers["X-Request-Id"]
     assert re.fullmatch("[0-9a-f]{32}", attempt["request_id"])
+
+
+def test_a_tenants_id_arrives_as_it_was_written(service: str, database: Database) -> None:
+    """Through nginx and gunicorn, neither of which tidies it up on the way."""
+    with database.begin(SYSTEM) as connection:
+        token, _ = tokens.create(connection, "crm", tokens.SCOPES, None)
+    shown = {"Authorization": f"Bearer {token}"}
+
+    def put(written: str) -> int:
+        return requests.put(f"{service}/api/tenants/{written}", json={}, headers=shown).status_code
+
+    assert [put(id) for id in ("a%2Fb", "%2Fa", "a%2F%2Fb", "%C3%A4%20b", "%25")] == [200] * 5
+    assert [put(id) for id in ("a/b", "a/", "%FF", "a//b")] == [404] * 4
+    kept = {row["id"] for row in rows(database, "SELECT tenant_id AS id FROM tenant_config")}
+    assert kept == {"a/b", "/a", "a//b", "ä b", "%"}
 
 
 def test_what_a_caller_claims_about_itself_ends_at_nginx(mirror: str) -> None:

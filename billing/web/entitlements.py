@@ -1,4 +1,5 @@
-"""`GET /api/entitlements`: what the caller's tenant may use. `GET /api/plans`: what can be bought.
+"""`GET /api/entitlements`: what the caller's tenant may use, and `GET /api/tenants/{id}/entitlements`, for a
+service, what any may. `GET /api/plans`: what can be bought.
 
 A document is answered as it is stored. Its `ETag` is no other document's; one that is stale never answers
 304, and none may be cached beyond the moment at which time changes it.
@@ -14,14 +15,16 @@ from typing import Literal
 from flask import Blueprint, request
 from pydantic import BaseModel, Field
 
-from billing import catalogue, errors, policy
+from billing import catalogue, errors, policy, state, tokens
 from billing.catalogue import Catalogue, Plan
-from billing.db import PUBLIC
+from billing.db import PUBLIC, Query
 from billing.documents import Document
 from billing.events import Json
-from billing.identity import Caller
+from billing.identity import Caller, Service
+from billing.state import State
 from billing.telemetry import observed
-from billing.web.contract import Answer, Moment, checked, service, signed_in, unfit
+from billing.web import tenants
+from billing.web.contract import Answer, Moment, checked, for_services, service, signed_in, unfit
 
 blueprint = Blueprint("entitlements", __name__)
 
@@ -131,11 +134,39 @@ def get_entitlements(caller: Caller) -> Answer[Entitlements]:
     Decide by `features`; the rest is for showing. A stale document is never a 304.
     """
     documents = service().documents
+    document = documents.synced(caller.tenant_id) if _asks_first() else documents.of(caller.tenant_id)
+    return _answer(document)
+
+
+def _row(tenant_id: str) -> Query[State | None] | None:
+    return state.read_of(tenant_id) if tenants.is_id(tenant_id) else None
+
+
+@blueprint.get(f"{tenants.TENANT}/entitlements", merge_slashes=False)
+@observed("entitlements.read_of")
+@for_services(tokens.READ, reads=_row)
+@checked(
+    errors.InvalidRequest,
+    errors.TenantNotFound,
+    errors.StateUnknown,
+    takes=[tenants.TENANT_ID, SYNC],
+    gives={"Billing-Sync": BILLING_SYNC},
+    may_be_same=True,
+)
+def get_tenant_entitlements(caller: Service, found: State | None, tenant_id: str) -> Answer[Entitlements]:
+    """What may this tenant use?"""
+    tenants.require_id(tenant_id)
+    documents, asks_first = service().documents, _asks_first()
+    if found is None:
+        documents.require(tenant_id)
+    return _answer(documents.synced(tenant_id) if asks_first else documents.of(tenant_id, found))
+
+
+def _asks_first() -> bool:
     wanted = request.args.get("sync", "false") if request.query_string else "false"
     if wanted not in ("true", "false"):
         raise unfit(SYNC)
-    document = documents.synced(caller.tenant_id) if wanted == "true" else documents.of(caller.tenant_id)
-    return _answer(document)
+    return wanted == "true"
 
 
 def _answer(document: Document) -> Answer[Entitlements]:

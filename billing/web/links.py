@@ -25,19 +25,24 @@ LONGEST_URL = 2000
 log = structlog.get_logger(__name__)
 
 
+def attempt(tenant_id: str, actor: str, action: str) -> audit.Attempt:
+    """What the trail has to say of the current request."""
+    return audit.Attempt(
+        tenant_id=tenant_id,
+        actor=actor,
+        action=action,
+        request_id=g.request_id,
+        ip=_ip(request.remote_addr),
+        user_agent=request.user_agent.string[:400],
+    )
+
+
 class Trail:
     """One attempt to get a link, from the moment its tenant is known to the moment it is answered."""
 
     def __init__(self, caller: Caller, action: str) -> None:
         self._caller = caller
-        self._attempt = audit.Attempt(
-            tenant_id=caller.tenant_id,
-            actor=caller.subject,
-            action=action,
-            request_id=g.request_id,
-            ip=_ip(request.remote_addr),
-            user_agent=request.user_agent.string[:400],
-        )
+        self._attempt = attempt(caller.tenant_id, caller.subject, action)
         self._entry: audit.Entry | None = None
         self.flow: str | None = None
         self.stripe_object: str | None = None
