@@ -3,9 +3,10 @@
 Four kinds of room, and who may enter which is linted (pyproject.toml, import-linter):
 
 *doors* parse, call and answer. `web` holds those for HTTP callers: `web.entitlements` (what a tenant may use,
-    and what can be bought), `web.checkout`, `web.portal`, `web.tenants` (what services say of tenants),
-    `web.webhooks`, `web.health`, and `web.contract`, which checks every request. `web.mount` puts them into an
-    app. `worker` is the door for time, `commands` the one for operators at a terminal.
+    and what can be bought), `web.changes` (who may use something else now), `web.checkout`, `web.portal`,
+    `web.tenants` (what services say of tenants), `web.webhooks`, `web.health`, and `web.contract`, which checks
+    every request. `web.mount` puts them into an app. `worker` is the door for time, `commands` the one for
+    operators at a terminal.
 *verbs* join subjects and Stripe. `sync` brings customers up to date, from what events carry or by asking
     Stripe; nobody else writes a tenant's billing state. `documents` reads what a tenant may use, `buying`
     opens Checkouts and sees what came of them, `enrolling` gives a tenant its customer and its name there,
@@ -13,7 +14,8 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     leaves the mending to `sync`; `listening` brings events where Stripe cannot post.
 *subjects* hold one table with its rules and its queries. `state` is the document of each tenant, made by
     `policy` (pure) of the others: `subscriptions` and `invoices` (the mirror), `entitlements` (Stripe's own
-    features), `catalogue` (what is sold, and what it gives), `overrides` (what operators granted).
+    features), `catalogue` (what is sold, and what it gives), `overrides` (what operators granted). `feed` is
+    the order in which documents changed, and who copies them.
     `customers` (tenant ↔ Stripe customer), `checkouts` (what was begun at Stripe for a tenant), `audit` (who
     did what), `tokens` (which services may ask), `inbox` (every event, and what became of it), `questions`
     (whom Stripe has to be asked about), `late` (whose news is), `budget` (how often Stripe is read), `chores`

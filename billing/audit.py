@@ -46,6 +46,7 @@ audit_log = Table(
     Column("request_id", Text),
     Column("ip", INET),
     Column("user_agent", Text),
+    Column("reason", Text),  # where an operator gave one
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),
     CheckConstraint("(outcome = 'started') = (settled_at IS NULL)", name="settled_once_known"),
     Index("ix_audit_log_tenant_id_at", "tenant_id", "at"),

@@ -36,3 +36,9 @@ def catch_up(db: Database) -> int:
         behind = state.behind(connection)
         state.refresh(connection, behind)
     return len(behind)
+
+
+def enter(db: Database) -> int:
+    """Take documents that have no place in the feed into it. How many those were; at most a chunk."""
+    with db.begin(SYSTEM) as connection:
+        return state.enter(connection)

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from billing import customers, enrolling, errors, inbox, reconcile, signatures, sync, tokens
+from billing import customers, enrolling, errors, feed, inbox, reconcile, signatures, sync, tokens
 from billing.db import SYSTEM
 from billing.inbox import Choice
 from billing.listening import Listener, Told
@@ -38,7 +39,7 @@ class Commands(AppGroup):
             raise click.ClickException(f"{e} ({e.outcome})") from e
 
 
-group = Commands("billing", help="Look after the inbox and the tenants.")
+group = Commands("billing", help="Look after the inbox, the tenants and the feed.")
 tenants = Commands("tenants", help="Whose a Stripe customer is.")
 group.add_command(tenants)
 service_tokens = Commands("tokens", help="What other services show to be let in.")
@@ -334,3 +335,38 @@ def _minute(at: datetime | None) -> str | None:
 
 def _second(at: datetime | None) -> str | None:
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at else None
+
+
+# ---- the feed
+
+
+@group.group("feed", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+@with_appcontext
+@observed("command.feed")
+def show_feed(ctx: click.Context, as_json: bool) -> None:
+    """Where the feed of changes ends, and how far behind its consumers are."""
+    if ctx.invoked_subcommand:
+        return
+    with _billing().db.begin(SYSTEM) as connection:
+        overview = feed.overview(connection)
+    if as_json:
+        consumers = [{**asdict(one), "asked_at": one.asked_at.isoformat()} for one in overview.consumers]
+        click.echo(json.dumps({"head": str(overview.head), "consumers": consumers}))
+        return
+    click.echo(f"The feed ends at {overview.head}.")
+    for one in overview.consumers:
+        behind = f"more than {feed.COUNTED}" if one.behind > feed.COUNTED else str(one.behind)
+        seen = f"{one.asked_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        click.echo(f"{one.name:<24} at {one.position:>10}   {behind:>15} behind   last seen {seen}")
+
+
+@show_feed.command("rewind")
+@with_appcontext
+@observed("command.rewind")
+def rewind() -> None:
+    """Let every consumer start over: after the database went back to a snapshot of its storage."""
+    with _billing().db.begin(SYSTEM) as connection:
+        head = feed.rewind(connection)
+    click.echo(f"The feed is {head} now: consumers start over, and get each tenant once.")

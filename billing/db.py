@@ -192,7 +192,8 @@ def _trouble_is_ours() -> Iterator[None]:
         )
         raise (Busy if is_busy else ServiceUnavailable)("database") from e
     except (psycopg.InternalError, InternalError) as e:
-        if isinstance(getattr(e, "orig", e), pg.ReadOnlySqlTransaction):  # a former primary, after a fail-over
+        # A former primary after a fail-over; or we were silent for so long that the server let others go first.
+        if isinstance(getattr(e, "orig", e), pg.ReadOnlySqlTransaction | pg.IdleInTransactionSessionTimeout):
             raise ServiceUnavailable("database") from e
         raise
 

@@ -96,9 +96,9 @@ def _enrolled(
         customers.link(connection, tenant_id, customer, by="checkout", instead_of=instead_of)
         questions.born(connection, customer)
         checkouts.close_intent(connection, intent.id, customer)
-        state.refresh(connection, [tenant_id])
         linked = customers.of(connection, tenant_id)
         is_told = customers.told(connection, tenant_id, says)
+        state.refresh(connection, [tenant_id])
     if linked and linked != customer:
         log.warning("customer.spare", tenant=tenant_id, customer=customer)
         return linked

@@ -127,6 +127,13 @@ class ReturnUrlNotAllowed(InvalidRequest):
     sentence = "return_url: must be a path, or an address on an allowed origin"
 
 
+class BadCursor(InvalidRequest):
+    """A position in the feed that was never one of ours."""
+
+    code = "bad_cursor"
+    sentence = "lastEventId: must be the id of a change, as it came; leave it out to start from the beginning"
+
+
 class NotJson(BillingError):
     """A body of some other kind."""
 

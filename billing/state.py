@@ -1,9 +1,10 @@
-"""The one document per tenant, and its version: the table `tenant_states`.
+"""The one document per tenant, its version, and its position in the feed: the table `tenant_states`.
 
 `refresh` writes documents from what is held, in the transaction that changed it. A document's version grows
-by one when anything in it but its freshness differs, and by nothing else. It is stored as the bytes callers
-get. The rows are locked in the order of their tenants, after customers and events; facts and the clock are read
-after the lock, so whoever comes last has seen everything.
+by one when anything in it but its freshness differs, and by nothing else; with that it moves to the end of the
+`feed`, once Stripe has told what it is made of. It is stored as the bytes callers get. The rows are locked in
+the order of their tenants, after all others but the end of the feed; facts and the clock are read after the
+lock, so whoever comes last has seen everything.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from billing import catalogue, entitlements, invoices, overrides, policy, subscriptions
+from billing import catalogue, entitlements, feed, invoices, overrides, policy, subscriptions
 from billing.catalogue import Catalogue
 from billing.db import Query, metadata
 from billing.events import Json
@@ -39,6 +40,8 @@ from billing.policy import Evaluation, Held, Tenant
 NOBODY: Mapping[str, float] = {}
 OLD = timedelta(hours=26)  # everybody is asked about once a day
 CHUNK = 500
+NEVER = 2**63 - 1  # an edition no catalogue comes to: what is forgotten is not measured anew
+UNFED = "version > fed AND as_of IS NOT NULL AND edition > 0"
 
 tenant_states = Table(
     "tenant_states",
@@ -54,9 +57,13 @@ tenant_states = Table(
     Column("next_look", DateTime(timezone=True)),  # when time alone may change it
     Column("changed_at", DateTime(timezone=True)),
     Column("synced_at", DateTime(timezone=True)),  # when somebody last had Stripe asked, and waited
+    Column("position", BigInteger),  # in the feed; NULL: not in it yet
+    Column("fed", BigInteger, nullable=False, server_default="0"),  # the version that has it
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),
     Index("ix_tenant_states_next_look", "next_look", postgresql_where=text("next_look IS NOT NULL")),
     Index("ix_tenant_states_edition", "edition"),
+    Index("uq_tenant_states_position", "position", unique=True),
+    Index("ix_tenant_states_unfed", "tenant_id", postgresql_where=text(UNFED)),
 )
 
 
@@ -133,7 +140,7 @@ _ENSURE = text("""
     ORDER BY id ON CONFLICT DO NOTHING
 """)
 _LOCK = text("""
-    SELECT tenant_id, version, digest, stripe_customer_id, extract(epoch FROM as_of)::float8
+    SELECT tenant_id, version, digest, stripe_customer_id, extract(epoch FROM as_of)::float8, fed
     FROM tenant_states
     WHERE tenant_id = ANY(:tenants) ORDER BY tenant_id FOR NO KEY UPDATE
 """)
@@ -147,23 +154,33 @@ _LINKED = text("""
     LEFT JOIN stripe_customers c ON c.stripe_customer_id = t.stripe_customer_id
 """)
 _NOW = text("SELECT extract(epoch FROM clock_timestamp())::float8")
-_WRITE = text("""
+_WRITE = text(f"""
+    WITH written AS MATERIALIZED (
+        SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS w (
+            tenant text, customer text, version bigint, digest text, body text, why jsonb, edition bigint,
+            next_look float8, is_known boolean, as_of float8, moves boolean)
+    ), moved AS (
+        SELECT tenant, row_number() OVER (ORDER BY tenant DESC) - 1 AS place FROM written WHERE moves
+    ), head AS ({feed.ADVANCED})
     UPDATE tenant_states s SET
         stripe_customer_id = w.customer, version = w.version, digest = decode(w.digest, 'hex'),
         body = w.body, why = w.why, edition = w.edition, next_look = to_timestamp(w.next_look),
         as_of = CASE WHEN w.is_known THEN to_timestamp(w.as_of) END,
-        changed_at = CASE WHEN w.version > s.version THEN clock_timestamp() ELSE s.changed_at END
-    FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS w (
-        tenant text, customer text, version bigint, digest text, body text, why jsonb, edition bigint,
-        next_look float8, is_known boolean, as_of float8)
+        changed_at = CASE WHEN w.version > s.version THEN clock_timestamp() ELSE s.changed_at END,
+        position = coalesce((SELECT position FROM head) - m.place, s.position),
+        fed = CASE WHEN w.moves THEN w.version ELSE s.fed END
+    FROM written w LEFT JOIN moved m USING (tenant)
     WHERE s.tenant_id = w.tenant
-""")
+""")  # noqa: S608  # ours
 
 
 def refresh(
     connection: Connection, tenants: Collection[str], *, confirmed: Mapping[str, float] = NOBODY
 ) -> None:
-    """Write these tenants' documents anew. Of those that are `confirmed`, Stripe told us what was true then."""
+    """Write these tenants' documents anew. Of those that are `confirmed`, Stripe told us what was true then.
+
+    Once per transaction, and the last that it locks: where a version moves, it holds the end of the feed.
+    """
     if not tenants:
         return
     ids = sorted(tenants)
@@ -171,13 +188,13 @@ def refresh(
     locked = connection.execute(_LOCK, {"tenants": ids}).all()
     found = evaluate(connection, ids)
     rows = []
-    for tenant, version, digest, customer, as_of in locked:
+    for tenant, version, digest, customer, as_of, fed in locked:
         one = found[tenant]
         measured = one.digest()
-        changed = measured != bytes(digest)
+        version += measured != bytes(digest)
         held = as_of if as_of is not None and customer == one.tenant.customer else one.answered_at
         at = min(one.now, max(held or 0.0, confirmed.get(tenant, 0.0)))
-        rows.append(one.row(version + changed, measured, at))
+        rows.append({**one.row(version, measured, at), "moves": one.is_shown and version > fed})
     connection.execute(_WRITE, {"rows": json.dumps(rows)})
 
 
@@ -190,6 +207,11 @@ class Evaluated:
     edition: int
     answered_at: float | None  # when Stripe last answered; None if it was never asked
     now: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the feed has it: consumers act on what Stripe has told, and on what is sold."""
+        return self.answered_at is not None and self.edition > 0
 
     def digest(self) -> bytes:
         """The same for equal documents of one tenant only."""
@@ -255,6 +277,51 @@ def subscription_of(connection: Connection, tenant_id: str) -> Held | None:
     one = evaluate(connection, [tenant_id])[tenant_id]
     wanted = one.evaluation.document["stripe"]["subscription"]
     return next((held for held in one.tenant.subscriptions if held.id == wanted), None)
+
+
+# ---- the feed
+
+# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort a million
+# than walk along their index to the five-hundredth.
+_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
+_ENTER = text(f"""
+    WITH unfed AS MATERIALIZED (
+        SELECT tenant_id, version FROM tenant_states WHERE {UNFED}
+        ORDER BY tenant_id LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+    ), moved AS (
+        SELECT tenant_id, version, row_number() OVER (ORDER BY tenant_id DESC) - 1 AS place FROM unfed
+    ), head AS ({feed.ADVANCED})
+    UPDATE tenant_states s SET position = (SELECT position FROM head) - m.place, fed = m.version
+    FROM moved m WHERE s.tenant_id = m.tenant_id
+""")  # noqa: S608  # ours
+_FORGET = text(f"""
+    WITH moved AS MATERIALIZED (
+        SELECT tenant_id, 0 AS place FROM tenant_states
+        WHERE tenant_id = :tenant AND edition < :never FOR NO KEY UPDATE
+    ), head AS ({feed.ADVANCED})
+    UPDATE tenant_states s SET
+        stripe_customer_id = NULL, version = s.version + 1, body = '', digest = '', why = '{{}}',
+        edition = :never, as_of = NULL, next_look = NULL, changed_at = clock_timestamp(), synced_at = NULL,
+        position = (SELECT position FROM head), fed = s.version + 1
+    FROM moved m WHERE s.tenant_id = m.tenant_id
+""")  # noqa: S608  # ours
+
+
+def enter(connection: Connection, most: int = CHUNK) -> int:
+    """Give those documents a position whose version has none: written by a release that knew of no feed.
+
+    How many those were. Its only locks are theirs and, last, the end of the feed.
+    """
+    connection.execute(_ALONG_THE_INDEX)
+    return connection.execute(_ENTER, {"most": most}).rowcount
+
+
+def forget(connection: Connection, tenant_id: str) -> bool:
+    """Leave an empty body in the document's place, which the feed tells of. Whether there was a document.
+
+    Should the tenant come back, its versions go on. This locks the end of the feed, as `refresh` does.
+    """
+    return connection.execute(_FORGET, {"tenant": tenant_id, "never": NEVER}).rowcount == 1
 
 
 # ---- whose turn it is

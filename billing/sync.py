@@ -199,9 +199,9 @@ def _refresh(connection: Connection, batch: Sequence[Told], owned: Mapping[str, 
     told = {one.customer for one in batch if one.customer and one.customer in owned}
     unsure = {one.customer for one in batch if one.id in outcome.asked or one.id in outcome.later}
     confirmed = {owned[id]: told for id, told in outcome.confirmed.items() if id not in unsure}
-    state.refresh(connection, {owned[customer] for customer in told}, confirmed=confirmed)
     if any(one.claimed.type in events.CATALOGUE for one in batch):
         chores.hasten(connection, cataloguing.CHORE, cataloguing.SOON)
+    state.refresh(connection, {owned[customer] for customer in told}, confirmed=confirmed)
 
 
 def _checkouts(batch: Sequence[Told]) -> Iterator[checkouts.News]:

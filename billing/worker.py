@@ -250,6 +250,7 @@ class Worker:
     def _let_time_pass(self) -> None:
         _until_done(clock.strike, self._db)
         _until_done(clock.catch_up, self._db)
+        _until_done(clock.enter, self._db)
 
     def _begin_cataloguing(self) -> None:
         if self._cataloguing is None or self._cataloguing.done():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from alembic import context
 from sqlalchemy import Connection, event, make_url, text
@@ -21,6 +22,7 @@ from billing import (
     config,
     customers,
     entitlements,
+    feed,
     inbox,
     invoices,
     overrides,
@@ -33,8 +35,8 @@ from billing.db import metadata, owner_engine
 
 # Importing the subjects is what fills `metadata`.
 SUBJECTS = (
-    *(audit, budget, catalogue, checkouts, chores, customers, entitlements, inbox, invoices, overrides),
-    *(questions, state, subscriptions, tokens),
+    *(audit, budget, catalogue, checkouts, chores, customers, entitlements, feed, inbox, invoices),
+    *(overrides, questions, state, subscriptions, tokens),
 )
 SEQUENCES = ("inbox_id_seq",)  # read, to know what has arrived; counting needs no grant
 ONE_RELEASE_AT_A_TIME = {"key": 7_238_114}  # an advisory lock: a second release waits, then finds nothing to do
@@ -49,8 +51,7 @@ def main() -> None:
     except config.SettingsError as e:
         sys.exit(str(e))
     with owner_engine(owner_url).connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), ONE_RELEASE_AT_A_TIME)
-        connection.commit()
+        _wait_for_our_turn(connection)
         try:
             _migrate(connection)
             _grant(connection, make_url(service_url).username)
@@ -58,6 +59,14 @@ def main() -> None:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), ONE_RELEASE_AT_A_TIME)
             connection.commit()
+
+
+def _wait_for_our_turn(connection: Connection) -> None:
+    """Asking now and then: who waits inside a statement is waited for by the one that builds an index."""
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), ONE_RELEASE_AT_A_TIME):
+        connection.rollback()
+        time.sleep(0.2)
+    connection.commit()
 
 
 def _migrate(connection: Connection) -> None:

@@ -96,6 +96,29 @@ def a_postgres() -> Iterator[Postgres]:
         shutil.rmtree(data)
 
 
+@contextlib.contextmanager
+def a_copy_of(primary: Postgres) -> Iterator[Postgres]:
+    """A replica that follows the primary, gone with its data at the end."""
+    data = Path(tempfile.mkdtemp(prefix="billing-pg-"))
+    owner = another_owner(data)
+    subprocess.run(
+        [PROGRAMS / "pg_basebackup", "-D", data, "-d", primary.url, "-R", "-c", "fast"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        **owner,
+    )
+    for socket in data.glob(".s.PGSQL.*"):  # the primary's, for it lies in its data
+        socket.unlink()
+    server = Postgres(data, owner)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(data)
+
+
 def another_owner(data: Path) -> dict[str, Any]:
     """Who runs it in root's place, which it refuses; `make test` has let nobody in to the programs by then."""
     if os.geteuid() != 0:

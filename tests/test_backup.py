@@ -12,8 +12,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from billing.db import Database
+from billing import feed
+from billing.db import SERVICE, Database
+from billing.feed import Cursor, Page
 from tests.conftest import ROOT, a_database, link
+from tests.test_state import refresh, team
 
 RECIPE = re.search(
     r"```\n(PGOPTIONS=.*?pg_dump.*?)\n```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL
@@ -65,6 +68,34 @@ def test_a_backup_by_the_recipe_restores_every_row(
         assert connection.execute("SELECT count(*) FROM tenant_config").fetchone() == (0,)  # still forced
         connection.execute("SELECT set_config('billing.scope', 'system', true)")
         assert connection.execute("SELECT count(*) FROM tenant_config").fetchone() == (5,)
+
+
+def test_of_a_restored_backup_consumers_start_over_though_they_may_have_come_further(
+    database: Database, empty_database_url: str, database_url: str, programs: Path, tmp_path: Path
+) -> None:
+    """Its positions went back, and are soon given to others."""
+    team(database)
+    refresh(database, "t_1", "t_2")
+    assert RECIPE
+    dump, restore = RECIPE[1].split("\n", 1)
+    dumped = shell(dump, programs, database_url, tmp_path)
+    refresh(database, "t_lost")
+    known = changes(database, Cursor()).entries[-1].id
+
+    restored = shell(restore, programs, empty_database_url, tmp_path)
+    back = Database(empty_database_url, pool_size=1)
+    refresh(back, "t_3", "t_4")
+
+    assert (dumped.returncode, restored.returncode) == (0, 0), dumped.stderr + restored.stderr
+    page = changes(back, known)
+    assert [entry.tenant_id for entry in page.entries] == ["t_1", "t_2", "t_3", "t_4"]
+    assert page.entries[2].id.position == known.position
+    assert changes(database, known).entries == []
+    back.close()
+
+
+def changes(database: Database, since: Cursor) -> Page:
+    return database.run(SERVICE, feed.read(since, 500))
 
 
 def test_a_dump_without_a_scope_fails_or_is_empty(

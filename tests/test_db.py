@@ -98,11 +98,13 @@ A_ROW = {
     "stripe_reads": {"endpoint": "{tenant}", "lane": "waiting", "reserved_until": "2026-01-01T00:00Z"},
     "chores": {"name": "{tenant}", "due_at": "2026-01-01T00:00Z"},
     "checkout_turns": {"tenant_id": "{tenant}", "holder": "1", "until": "2026-01-01T00:00Z"},
+    "feed_consumers": {"name": "{tenant}", "epoch": "e", "position": "0", "asked_at": "2026-01-01T00:00Z"},
     "service_tokens": {"name": "of-{tenant}", "slot": "1", "hash": "{tenant}", "scopes": "{billing:read}"},
 }
 TABLES = list(A_ROW)
 THE_SERVICES_OWN = (
-    *("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns", "service_tokens"),
+    *("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns", "feed_consumers"),
+    "service_tokens",
 )
 
 
@@ -125,7 +127,7 @@ def test_every_table_forces_row_level_security(database: Database) -> None:
 
     open_tables = {table["name"] for table in found if not (table["forced"] and table["has_policy"])}
     assert open_tables == {"alembic_version"}
-    assert {table["name"] for table in found} - open_tables == {*TABLES, "catalogue"}
+    assert {table["name"] for table in found} - open_tables == {*TABLES, "catalogue", "feed"}
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -293,6 +295,7 @@ def test_user_routes_open_no_scope_but_their_callers() -> None:
     assert scopes == {
         ("links.py", "self._caller.scope"),
         ("portal.py", "caller.scope"),
+        ("changes.py", "SYSTEM"),  # notes how far a consumer has come
         ("checkout.py", "PUBLIC"),
         ("entitlements.py", "PUBLIC"),
         ("health.py", "SYSTEM"),

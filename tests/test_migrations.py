@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
-from billing.db import SYSTEM, Database
+from billing import clock, feed
+from billing.db import SERVICE, SYSTEM, Database
+from billing.feed import Cursor
 from tests.conftest import ROOT, MakeApp, a_database, alembic, link
 from tests.tokens import a_token
 
@@ -91,10 +95,59 @@ def test_a_release_gives_up_on_a_lock_rather_than_hold_up_the_traffic(empty_data
     assert "LockNotAvailable" in release.stderr
 
 
+def test_documents_from_before_the_feed_lose_nothing_by_its_release_and_enter_it_afterwards(
+    empty_database_url: str,
+) -> None:
+    """While an index is built others write, and the release waits for those that began before it."""
+    alembic(empty_database_url, "upgrade", "0004")
+    older = (
+        "INSERT INTO tenant_states (tenant_id, version, body, edition, as_of) VALUES (%s, 7, '{}', 1, now())"
+    )
+    with psycopg.connect(plain(empty_database_url)) as writer, ThreadPoolExecutor(1) as release:
+        writer.execute("SELECT set_config('billing.scope', 'system', false)")
+        writer.execute(older, ["t_before"])
+        writer.commit()
+        alembic(empty_database_url, "upgrade", "0005")
+        writer.execute(older, ["t_meanwhile"])
+        released = release.submit(alembic, empty_database_url, "upgrade", "head")
+        with psycopg.connect(plain(empty_database_url), autocommit=True) as neighbour:
+            neighbour.execute("SELECT set_config('billing.scope', 'system', false)")
+            until(neighbour, "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index)")
+            neighbour.execute(older, ["t_beside"])
+        assert not released.done()
+        writer.commit()
+        released.result()
+
+    database = Database(empty_database_url, pool_size=1)
+    entered = clock.enter(database)
+    page = database.run(SERVICE, feed.read(Cursor(), 500))
+    database.close()
+
+    assert entered == 3
+    assert [entry.tenant_id for entry in page.entries] == ["t_before", "t_beside", "t_meanwhile"]
+
+
+def until(connection: psycopg.Connection[tuple[bool]], question: LiteralString) -> None:
+    ends = time.monotonic() + 20
+    while connection.execute(question).fetchone() != (True,):
+        assert time.monotonic() < ends, "it did not happen within 20 s"
+        time.sleep(0.01)
+
+
+def test_a_release_that_was_cut_off_while_it_built_an_index_may_be_run_again(empty_database_url: str) -> None:
+    alembic(empty_database_url, "upgrade", "0005")
+    with psycopg.connect(plain(empty_database_url), autocommit=True) as connection:
+        connection.execute("CREATE INDEX uq_tenant_states_position ON tenant_states (tenant_id)")  # a wrong one
+
+    alembic(empty_database_url, "upgrade", "head")
+
+    assert "No new upgrade operations detected" in alembic(empty_database_url, "check").stdout
+
+
 TOUCH = """
 from alembic import op
 
-revision, down_revision = "touch", "0004"
+revision, down_revision = "touch", "0006"
 
 
 def upgrade():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
-from billing.web import answers, checkout, entitlements, health, openapi, portal, tenants, webhooks
+from billing.web import answers, changes, checkout, entitlements, health, openapi, portal, tenants, webhooks
 from billing.wiring import Billing
 
 DOORS = (
@@ -12,6 +12,7 @@ DOORS = (
     checkout.blueprint,
     entitlements.blueprint,
     tenants.blueprint,
+    changes.blueprint,
     webhooks.blueprint,
     health.blueprint,
     openapi.blueprint,

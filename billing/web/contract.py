@@ -26,6 +26,7 @@ from billing.errors import BillingError
 from billing.wiring import Billing
 
 LARGEST_BODY = 16 * 1024
+JSON = "application/json"
 
 View = Callable[..., Any]
 Model = TypeVar("Model", bound=BaseModel)
@@ -106,6 +107,7 @@ def checked(
     gives: Mapping[str, Mapping[str, Any]] | None = None,
     raw: type[BaseModel] | None = None,
     may_be_same: bool = False,
+    media_type: str = JSON,
 ) -> Callable[[View], View]:
     """Check the body by its annotation, and send the answer through its own; says which refusals to expect.
 
@@ -126,7 +128,7 @@ def checked(
             if not isinstance(answer, Answer):
                 answer = Answer(answer)
             written = answer.body if isinstance(answer.body, str) else answer.body.model_dump_json()
-            return Response(written, answer.status, answer.headers, content_type="application/json")
+            return Response(written, answer.status, answer.headers, content_type=media_type)
 
         of_body = (errors.InvalidRequest, errors.BodyTooLarge, errors.NotJson) if body_model else ()
         inner.__refusals__ = (*of_body, *refused_with)  # type: ignore[attr-defined]
@@ -134,6 +136,7 @@ def checked(
         inner.__gives__ = gives or {}  # type: ignore[attr-defined]
         inner.__raw__ = raw  # type: ignore[attr-defined]
         inner.__may_be_same__ = may_be_same  # type: ignore[attr-defined]
+        inner.__media_type__ = media_type  # type: ignore[attr-defined]
         return inner
 
     return wrap
@@ -161,7 +164,7 @@ def raw_body(largest: int) -> bytes:
 
 def _body(model: type[BaseModel]) -> BaseModel:
     raw = raw_body(LARGEST_BODY)
-    if raw.strip() and request.mimetype != "application/json":
+    if raw.strip() and request.mimetype != JSON:
         raise errors.NotJson
     try:
         return model.model_validate_json(raw if raw.strip() else b"{}")
