@@ -10,8 +10,9 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
 *verbs* join subjects and Stripe. `sync` brings customers up to date, from what events carry or by asking
     Stripe; nobody else writes a tenant's billing state. `documents` reads what a tenant may use, `buying`
     opens Checkouts and sees what came of them, `enrolling` gives a tenant its customer and its name there,
-    `clock` lets time pass, `cataloguing` reads what is sold. `reconcile` finds what no event has told, and
-    leaves the mending to `sync`; `listening` brings events where Stripe cannot post.
+    `forgetting` ends what we know of one, `clock` lets time pass, `cataloguing` reads what is sold.
+    `reconcile` finds what no event has told, and leaves the mending to `sync`; `listening` brings events where
+    Stripe cannot post.
 *subjects* hold one table with its rules and its queries. `state` is the document of each tenant, made by
     `policy` (pure) of the others: `subscriptions` and `invoices` (the mirror), `entitlements` (Stripe's own
     features), `catalogue` (what is sold, and what it gives), `overrides` (what operators granted). `feed` is

@@ -17,12 +17,14 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     Identity,
     Index,
     Table,
     Text,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import INET
 
@@ -158,6 +160,26 @@ def settle(entry: Entry, outcome: str, stripe_object: str | None) -> Query[None]
 def refuse(attempt: Attempt, outcome: str, *, flow: str | None) -> Query[None]:
     """Write down an attempt that was turned away before it started. It does not count towards the limit."""
     return Query("audit.refuse", _REFUSE, {**_values(attempt, flow), "outcome": outcome}, _nothing)
+
+
+_NOTE = text("""
+    INSERT INTO audit_log (tenant_id, actor, action, started, outcome, settled_at, stripe_object, reason)
+    VALUES (:tenant, :actor, :action, false, 'ok', clock_timestamp(), :object, :reason)
+""")
+
+
+def note(
+    connection: Connection,
+    tenant_id: str,
+    *,
+    actor: str,
+    action: str,
+    reason: str,
+    stripe_object: str | None = None,
+) -> None:
+    """Write down what an operator did, in the transaction that does it."""
+    values = {"tenant": tenant_id, "actor": actor, "action": action, "reason": reason}
+    connection.execute(_NOTE, {**values, "object": stripe_object})
 
 
 def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:

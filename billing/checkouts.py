@@ -322,3 +322,14 @@ _UNDER_WAY = text("""
 def is_under_way(connection: Connection, tenant_id: str) -> bool:
     """Whether something of this tenant's is being made or paid at Stripe."""
     return bool(connection.scalar(_UNDER_WAY, {"tenant": tenant_id}))
+
+
+_FORGET = tuple(
+    text(f"DELETE FROM {table} WHERE tenant_id = :tenant")  # noqa: S608  # ours
+    for table in ("customer_intents", "checkouts", "checkout_turns")
+)
+
+
+def forget(connection: Connection, tenant_id: str) -> bool:
+    """Keep nothing of what was begun for the tenant. Whether there was anything."""
+    return sum(connection.execute(sql, {"tenant": tenant_id}).rowcount for sql in _FORGET) > 0

@@ -16,7 +16,18 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from billing import customers, enrolling, errors, feed, inbox, reconcile, signatures, sync, tokens
+from billing import (
+    customers,
+    enrolling,
+    errors,
+    feed,
+    forgetting,
+    inbox,
+    reconcile,
+    signatures,
+    sync,
+    tokens,
+)
 from billing.db import SYSTEM
 from billing.inbox import Choice
 from billing.listening import Listener, Told
@@ -208,6 +219,28 @@ def link(tenant: str, customer: str, replace: bool, whosever: bool) -> None:
     if not customer.startswith("cus_"):
         raise click.BadParameter("must be the id of a Stripe customer, cus_…", param_hint="CUSTOMER")
     click.echo(_link(tenant, customer, replace=replace, whosever=whosever))
+
+
+@tenants.command("forget")
+@click.argument("tenant")
+@click.option("--reason", required=True, help="Why; it stays in the trail.")
+@click.confirmation_option(prompt="All that is held of the tenant is deleted. Go on?")
+@with_appcontext
+@observed("command.forget")
+def forget(tenant: str, reason: str) -> None:
+    """Keep nothing of TENANT but the trail, and have the feed say that it is gone. Stripe is left as it is.
+
+    Refused while the tenant has a subscription that is not over, or is buying one.
+    """
+    if not reason.strip():
+        raise click.BadParameter("must say why", param_hint="--reason")
+    billing = _billing()
+    known = forgetting.forget(
+        billing.db, billing.stripe, billing.budget, tenant, by="command", reason=reason.strip()
+    )
+    if not known:
+        raise click.ClickException("Nothing is held of such a tenant.")
+    click.echo(f"{tenant} is forgotten; the feed says so.")
 
 
 def _link(tenant: str, customer: str, *, replace: bool, whosever: bool) -> str:

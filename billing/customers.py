@@ -110,6 +110,10 @@ _RECALL = text("""
 _UNLINKED = text("""
     UPDATE tenant_links SET unlinked_at = clock_timestamp() WHERE tenant_id = :tenant AND unlinked_at IS NULL
 """)
+_UNKNOW = (
+    text("DELETE FROM tenant_config WHERE tenant_id = :tenant"),
+    text("DELETE FROM tenant_links WHERE tenant_id = :tenant"),
+)
 _LINKED = text("""
     INSERT INTO tenant_links (tenant_id, stripe_customer_id, linked_by) VALUES (:tenant, :customer, :by)
 """)
@@ -164,6 +168,11 @@ def link(
     connection.execute(_UNLINKED, values)
     connection.execute(_LINKED, {**values, "by": by})
     return True
+
+
+def forget(connection: Connection, tenant_id: str) -> bool:
+    """Unlink the tenant, and keep nothing of whom it was linked to. Whether there was anything."""
+    return sum(connection.execute(sql, {"tenant": tenant_id}).rowcount for sql in _UNKNOW) > 0
 
 
 # ---- what a tenant is called

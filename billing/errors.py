@@ -300,6 +300,14 @@ class CheckoutUnderWay(BillingError):
     sentence = "A checkout of this tenant is under way; try again when it is done or has expired"
 
 
+class StillSubscribed(BillingError):
+    """A tenant whose subscription is not over cannot be forgotten."""
+
+    status = 409
+    code = "still_subscribed"
+    sentence = "This tenant has a subscription that is not over; end it at Stripe first"
+
+
 class StateUnknown(BillingError):
     """Stripe has never told us about this tenant, and cannot be asked just now."""
 

@@ -297,6 +297,12 @@ _IS_ASKING = text("""
         WHERE customer = :customer AND state = 'asking' AND (CAST(:type AS text) IS NULL OR type = :type)
     )
 """)
+_RELEASE = text("""
+    WITH asking AS MATERIALIZED (
+        SELECT id FROM inbox WHERE customer = :customer AND state = 'asking' ORDER BY id FOR UPDATE
+    )
+    UPDATE inbox SET state = 'waiting', reason = NULL FROM asking WHERE inbox.id = asking.id
+""")
 # Numbers are given out in order: whatever has a higher one had not arrived when this was read.
 _NEWEST = text("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM inbox_id_seq")
 
@@ -304,6 +310,11 @@ _NEWEST = text("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM i
 def is_asking(connection: Connection, customer: str, type: str | None = None) -> bool:
     """Whether an event of this customer, or one of this type, still needs an answer."""
     return bool(connection.scalar(_IS_ASKING, {"customer": customer, "type": type}))
+
+
+def release(connection: Connection, customer: str) -> None:
+    """There will be no answer, for nobody owns the customer any more: its events wait for an owner."""
+    connection.execute(_RELEASE, {"customer": customer})
 
 
 def newest(connection: Connection) -> int:

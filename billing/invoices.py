@@ -145,3 +145,11 @@ def overdue_since(connection: Connection, subscriptions: Collection[str]) -> dic
     """Since when these subscriptions are overdue, as far as their open invoices tell."""
     found = connection.execute(_OVERDUE, {"subscriptions": list(subscriptions)})
     return {row[0]: row[1] for row in found}
+
+
+_FORGET = text("DELETE FROM invoices WHERE stripe_subscription_id = ANY(:subscriptions)")
+
+
+def forget(connection: Connection, subscriptions: Collection[str]) -> None:
+    """Keep nothing of these subscriptions' invoices. The caller holds their customers' locks."""
+    connection.execute(_FORGET, {"subscriptions": list(subscriptions)})

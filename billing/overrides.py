@@ -61,6 +61,7 @@ _SET = text("""
         expires_at = excluded.expires_at, created_at = clock_timestamp()
 """)
 _LIFT = text("DELETE FROM overrides WHERE tenant_id = :tenant AND feature = :feature")
+_FORGET = text("DELETE FROM overrides WHERE tenant_id = :tenant")
 
 
 def of(connection: Connection, tenants: Collection[str]) -> dict[str, list[Override]]:
@@ -93,3 +94,8 @@ def put(
 def lift(connection: Connection, tenant_id: str, feature: str) -> bool:
     """Take it away. Whether there was one."""
     return connection.execute(_LIFT, {"tenant": tenant_id, "feature": feature}).rowcount == 1
+
+
+def forget(connection: Connection, tenant_id: str) -> bool:
+    """Take all of the tenant's away. Whether there were any."""
+    return connection.execute(_FORGET, {"tenant": tenant_id}).rowcount > 0

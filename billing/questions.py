@@ -279,6 +279,21 @@ def failed(connection: Connection, question: Question, *, delay: timedelta, coun
     connection.execute(_FAILED, values)
 
 
+_DROP = text("""
+    UPDATE stripe_customers
+    SET put = put + 1, asking_until = NULL, wanted_at = NULL, owed_since = NULL, answered_at = NULL
+    WHERE stripe_customer_id = :customer
+""")
+
+
+def drop(connection: Connection, customer: str) -> None:
+    """Nobody wants to know any more: as if it had never been asked about, and no answer under way is taken.
+
+    The caller holds the lock.
+    """
+    connection.execute(_DROP, {"customer": customer})
+
+
 # ---- for the walk
 
 _STALEST = text("""

@@ -103,16 +103,16 @@ _READ = f"""
     CROSS JOIN LATERAL (
         SELECT {_AS_READ}
         FROM tenant_states
-        WHERE tenant_id = entered.tenant AND entered.scope <> ''
+        WHERE tenant_id = entered.tenant AND entered.scope <> '' AND body <> ''
         OFFSET 0
     ) AS state
 """  # noqa: S608  # the columns are ours
-_READ_OF = f"SELECT {_AS_READ} FROM tenant_states WHERE tenant_id = %(tenant_id)s"  # noqa: S608
+_READ_OF = f"SELECT {_AS_READ} FROM tenant_states WHERE tenant_id = %(tenant_id)s AND body <> ''"  # noqa: S608
 _VERSION = text("SELECT version FROM tenant_states WHERE tenant_id = :tenant")
 
 
 def read() -> Query[State | None]:
-    """The row of the tenant on whose behalf it is run."""
+    """The row of the tenant on whose behalf it is run, if there is a document in it."""
     return Query("state.read", _READ, {"old": OLD}, _state, enters=True)
 
 

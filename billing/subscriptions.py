@@ -497,3 +497,13 @@ def statuses(connection: Connection, customer: str) -> dict[str, str]:
 def had_trial(connection: Connection, customers: Collection[str]) -> bool:
     """Whether any of these customers has ever had a trial."""
     return bool(connection.scalar(_HAD_TRIAL, {"customers": list(customers)}))
+
+
+_FORGET = text("""
+    DELETE FROM subscriptions WHERE stripe_customer_id = ANY(:customers) RETURNING stripe_subscription_id
+""")
+
+
+def forget(connection: Connection, customers: Collection[str]) -> list[str]:
+    """Keep nothing of what these customers had. Which subscriptions those were; the caller holds the locks."""
+    return list(connection.scalars(_FORGET, {"customers": list(customers)}))

@@ -1,0 +1,85 @@
+"""The verb of leaving: a tenant of which nothing is to be kept here.
+
+Stripe is asked once more, and left as it is. What stays is the trail, with who did this, why, and which
+customer at Stripe it was: whoever has to account for old payments finds them there. The feed tells its
+consumers.
+"""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import Connection
+
+from billing import (
+    audit,
+    checkouts,
+    customers,
+    entitlements,
+    inbox,
+    invoices,
+    overrides,
+    questions,
+    state,
+    subscriptions,
+    sync,
+)
+from billing.budget import Budget
+from billing.db import SYSTEM, Database
+from billing.errors import Busy, CheckoutUnderWay, StillSubscribed, StripeFailed
+from billing.stripe_api import Stripe
+from billing.subscriptions import FINAL
+
+log = structlog.get_logger(__name__)
+
+
+def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, *, by: str, reason: str) -> bool:
+    """Forget the tenant, unless it is buying or has a subscription that is not over. False if it is unknown."""
+    with db.begin(SYSTEM) as connection:
+        customer = customers.of(connection, tenant_id)
+    if customer:
+        _ask(db, stripe, budget, customer)
+    with db.begin(SYSTEM) as connection:
+        its_own = _locked(connection, tenant_id)
+        if customers.of(connection, tenant_id, keep=True) != customer:
+            raise Busy("database")  # somebody is linking another
+        if checkouts.is_under_way(connection, tenant_id) or checkouts.is_awaited(connection, tenant_id):
+            raise CheckoutUnderWay
+        for one in its_own:
+            if not FINAL.issuperset(subscriptions.statuses(connection, one).values()):
+                raise StillSubscribed
+            _forget_customer(connection, one)
+        parts = (checkouts.forget, overrides.forget, customers.forget, state.forget)
+        was_known = sum([part(connection, tenant_id) for part in parts]) > 0
+        if customers.of(connection, tenant_id):  # linked for the first time while we were at it
+            raise Busy("database")
+        if was_known:
+            audit.note(
+                connection, tenant_id, actor=by, action="tenant.forget", reason=reason, stripe_object=customer
+            )
+    log.info("tenant.forgotten", tenant=tenant_id, known=was_known)
+    return was_known
+
+
+def _ask(db: Database, stripe: Stripe, budget: Budget, customer: str) -> None:
+    """See that we know of its subscriptions. A customer that Stripe has never heard of has none."""
+    if sync.now(db, stripe, budget, customer):
+        return
+    budget.spend("customers.retrieve", "waiting")
+    if stripe.customer(customer) is not None:
+        raise StripeFailed("unanswered", retry_after=5)
+
+
+def _locked(connection: Connection, tenant_id: str) -> list[str]:
+    """The customers it has and had, and nobody else has by now; nobody else writes their state meanwhile."""
+    ever = sorted(customers.ever(connection, tenant_id))
+    for customer in ever:
+        questions.lock(connection, customer)
+    owners = customers.owners(connection, ever)
+    return [customer for customer in ever if owners.get(customer, tenant_id) == tenant_id]
+
+
+def _forget_customer(connection: Connection, customer: str) -> None:
+    invoices.forget(connection, subscriptions.forget(connection, [customer]))
+    entitlements.replace(connection, customer, ())
+    questions.drop(connection, customer)
+    inbox.release(connection, customer)
