@@ -4,7 +4,7 @@ No audit row, no rate limit, no row-level security, no deadline, no log line. `h
 while Stripe is asked, as a `with` block round the whole view does; `release` gives the connection back first.
 `keep` takes webhooks with less still: no ORM and no SDK, a signature checked by hand and one durable INSERT.
 `look_up` answers what a tenant may use from a row that holds the document as JSON; `say` asks nobody who they
-are, and answers as many bytes.
+are, and answers as many bytes, also where the service tells of changes.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ SECRET = os.environ["STRIPE_WEBHOOK_SECRET"].encode()
 TOLERANCE_SECONDS = 300
 KEEP = "INSERT INTO bare_events (id, body) VALUES (%s, %b) ON CONFLICT DO NOTHING"
 SAID = b'{"features": "%b"}' % (b"x" * 850)
+
+CHANGES = b"[%b]" % b",\n".join([b'{"data": "%b"}' % (b"x" * 1150)] * 200)
 
 connections: queue.LifoQueue[psycopg.Connection[Any] | None] = queue.LifoQueue()
 for _ in range(int(os.environ["DATABASE_POOL_SIZE"])):
@@ -137,6 +139,18 @@ def read_document() -> Response:
 @say.get("/api/entitlements")
 def say_document() -> Response:
     return with_tag(Response(SAID, mimetype="application/json"), 1)
+
+
+@say.get("/api/changes")
+def say_changes() -> Response:
+    if request.if_none_match:
+        return with_tag(Response(b"[]", mimetype="application/json"), 1)
+    return Response(CHANGES, mimetype="application/json")
+
+
+@say.get("/api/tenants/<tenant_id>/entitlements")
+def say_any_document(tenant_id: str) -> Response:
+    return say_document()
 
 
 def with_tag(answer: Response, version: int) -> Response:

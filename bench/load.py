@@ -49,6 +49,24 @@ end
 %s
 """
 
+WALK = """
+local requests, last = {}, 0
+
+function init()
+  local headers = {Authorization = "Bearer %s", ["If-None-Match"] = %s}
+  for path in io.lines("%s") do requests[#requests + 1] = wrk.format("GET", path, headers) end
+  math.randomseed(os.time())
+  last = math.random(#requests)
+end
+
+function request()
+  last = last %% #requests + 1
+  return requests[last]
+end
+
+%s
+"""
+
 DELIVER = """
 local deliveries = io.open("%s", "rb")
 
@@ -121,6 +139,31 @@ class Clients:
         """Ask for so long; what is still unanswered at the end is abandoned."""
         tag = json.dumps(wish.tag) if wish.tag else "nil"
         self._script.write_text(SCRIPT % (self._tokens, tag, wish.method, wish.path, DONE))
+        return _run(self._script, port, clients, seconds)
+
+
+class Services:
+    """The same with one token, on many paths in turn: other services, which ask about all tenants."""
+
+    def __init__(self, token: str, scratch: Path) -> None:
+        self._token = token
+        self._script, self._paths = scratch / "walk.lua", scratch / "paths"
+
+    def first(self, port: int, path: str, tag: str | None = None) -> tuple[int, str | None, bytes]:
+        """What one of them is answered: status, tag and body."""
+        headers = {"Authorization": f"Bearer {self._token}", **({"If-None-Match": tag} if tag else {})}
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.headers["ETag"], answer.read()
+
+    def ask(
+        self, port: int, paths: Iterable[str], *, clients: int, seconds: int, tag: str | None = None
+    ) -> Answers:
+        """Ask for so long, for the paths in turn."""
+        self._paths.write_text("\n".join(paths))
+        tagged = json.dumps(tag) if tag else "nil"
+        self._script.write_text(WALK % (self._token, tagged, self._paths, DONE))
         return _run(self._script, port, clients, seconds)
 
 
