@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("app.py", "wsgi.py", "gunicorn.conf.py", "alembic.ini", "pyproject.toml", "README.md")
-TREES = ("billing", "sandbox", "tests", "migrations", "bin", "deploy")
+TREES = ("billing", "sandbox", "client", "tests", "migrations", "bin", "deploy")
 FAILED = 1  # pytest's word for: tests ran, and some failed
 
 
@@ -33,6 +33,104 @@ class Mutant:
 
 
 MUTANTS = [
+    Mutant(
+        "the host's clock ends copies",
+        "client/billing_client.py",
+        "(document.valid_until - answer.date)",
+        "(document.valid_until - datetime.now(timezone.utc))",
+        "tests/test_client.py::test_no_copy_outlives_a_known_end_by_the_services_clock",
+    ),
+    Mutant(
+        "a document is anybody's",
+        "client/billing_client.py",
+        'body.get("tenant_id") != tenant',
+        "False",
+        "tests/test_client.py::test_a_failure_costs_nothing_but_freshness",
+    ),
+    Mutant(
+        "everybody asks",
+        "client/billing_client.py",
+        "                flight = held.flight = _Flight()\n",
+        "                flight = _Flight()\n",
+        "tests/test_client.py::test_of_many_who_come_at_once_one_asks",
+    ),
+    Mutant(
+        "everybody probes",
+        "client/billing_client.py",
+        "            self._rests_until = now + PAUSE_SECONDS\n        return True",
+        "        return True",
+        "tests/test_client.py::test_while_the_service_is_silent_one_asks_and_the_others_go_on",
+    ),
+    Mutant(
+        "each receive has the whole time",
+        "client/billing_client.py",
+        "        self._sock.settimeout(self._connection.left())\n        return self._raw",
+        "        self._sock.settimeout(2)\n        return self._raw",
+        "tests/test_client.py::test_no_answer_takes_longer_than_the_deadline_whatever_is_slow",
+    ),
+    Mutant(
+        "an answer comes after its time",
+        "client/billing_client.py",
+        "            if may_stay and len",
+        "            if len",
+        "tests/test_client.py::test_an_answer_that_comes_too_late_is_nobodys",
+    ),
+    Mutant(
+        "what lies in the line is read",
+        "client/billing_client.py",
+        "        except OSError:\n            return False\n        return False",
+        "        except OSError:\n            return False\n        return True",
+        "tests/test_client.py::test_what_is_said_unasked_is_nobodys_answer",
+    ),
+    Mutant(
+        "back is forward",
+        "client/billing_client.py",
+        "        if new.version >= held.version or now >= old.last:\n            return True",
+        "        return True",
+        "tests/test_client.py::test_a_service_that_goes_back_is_not_believed",
+    ),
+    Mutant(
+        "browsers make us ask",
+        "client/billing_client.py",
+        "                self._held(document.tenant_id).missed = at_least, self._clock() + MISSED_SECONDS\n",
+        "                pass\n",
+        "tests/test_client.py::test_a_version_nobody_can_have_is_insisted_on_once_a_second",
+    ),
+    Mutant(
+        "any body is read",
+        "client/billing_client.py",
+        "response.read(most + 1)",
+        "response.read()",
+        "tests/test_client.py::test_a_body_without_end_is_not_read_to_the_deadline",
+    ),
+    Mutant(
+        "half an answer is one",
+        "client/billing_client.py",
+        "                if response.length:\n",
+        "                if False:\n",
+        "tests/test_client_feed.py::test_nonsense_is_neither_applied_nor_skipped",
+    ),
+    Mutant(
+        "gone is not gone",
+        "client/billing_client.py",
+        "            held.copy, held.forgotten_at = None, self._clock()",
+        "            held.copy = None",
+        "tests/test_client_feed.py::test_an_answer_from_before_the_feed_said_gone_is_not_kept",
+    ),
+    Mutant(
+        "another database in step",
+        "client/billing_client.py",
+        "                self._epoch, self._in_step_until = page.batch.epoch, NEVER",
+        "                self._in_step_until = NEVER",
+        "tests/test_client_feed.py::test_another_database_replaces_what_is_kept",
+    ),
+    Mutant(
+        "the feed's word for ever",
+        "client/billing_client.py",
+        "        return is_in_step and now < min(copy.asked + LOOKED_UP_SECONDS, copy.last)",
+        "        return is_in_step and now < copy.last",
+        "tests/test_client_feed.py::test_the_feed_alone_keeps_nothing_fresh_for_ever",
+    ),
     Mutant(
         "margin zero",
         "billing/subscriptions.py",
