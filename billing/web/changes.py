@@ -18,7 +18,7 @@ from billing.db import SYSTEM, Query
 from billing.feed import Cursor, Entry, Page
 from billing.identity import Service
 from billing.telemetry import observed
-from billing.web.contract import Answer, checked, for_services, service
+from billing.web.contract import Answer, Moment, checked, for_services, service, unfit
 from billing.web.entitlements import Entitlements
 
 blueprint = Blueprint("changes", __name__)
@@ -52,8 +52,8 @@ TIMEOUT = {
 }
 
 
-class Change(BaseModel):
-    """A tenant that changed, as a CloudEvent."""
+class Event(BaseModel):
+    """What all CloudEvents of the feed have."""
 
     specversion: Literal["1.0"]
     id: str = Field(
@@ -62,15 +62,23 @@ class Change(BaseModel):
     source: str = Field(examples=[SOURCE])
     type: Literal["billing.tenant.state"]
     subject: str = Field(description="The tenant's id", examples=["t_8f2"])
-    time: str = Field(description="When its document changed", examples=["2026-11-20T10:00:03Z"])
-    method: Literal["DELETE"] | None = Field(
-        None, description="The tenant was forgotten, and there is no `data`"
-    )
-    datacontenttype: Literal["application/json"] | None = None
-    data: Entitlements | None = None
+    time: Moment = Field(description="When its document changed")
 
 
-class Changes(RootModel[list[Change]]):
+class Changed(Event):
+    """A tenant whose document changed, with the document of now."""
+
+    datacontenttype: Literal["application/json"]
+    data: Entitlements
+
+
+class Forgotten(Event):
+    """A tenant that is known no longer."""
+
+    method: Literal["DELETE"]
+
+
+class Changes(RootModel[list[Changed | Forgotten]]):
     """In the order of the changes, each tenant once. Empty: that is all, for now."""
 
 
@@ -82,7 +90,7 @@ def _wanted() -> tuple[Cursor, int]:
         raise errors.BadCursor(param="lastEventId")
     limit = request.args.get("limit", str(USUAL))
     if not re.fullmatch(r"\d{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MOST:
-        raise errors.InvalidRequest(f"limit: must be a number from 1 to {MOST}", param="limit")
+        raise unfit(LIMIT)
     return cursor, int(limit)
 
 
@@ -104,7 +112,7 @@ def _asked(**_: object) -> Query[Page] | None:
     may_be_same=True,
     media_type=BATCH,
 )
-def changes(caller: Service, found: Page | None) -> Answer[Changes]:
+def get_changes(caller: Service, found: Page | None) -> Answer[Changes]:
     """Which tenants have changed?"""
     _wanted()  # once more: what is refused is refused to those who may ask
     assert found

@@ -90,10 +90,12 @@ class Tenant(BaseModel):
     """A tenant as it is now."""
 
     tenant_id: str = Field(examples=["t_8f2"])
-    name: str | None
-    email: str | None
+    name: str | None = Field(examples=["Acme GmbH"])
+    email: str | None = Field(examples=["billing@acme.example"])
     stripe_customer_id: str | None = Field(examples=["cus_123"])
-    version: int = Field(description="That of its document: ask for it at this version or a later one")
+    version: int = Field(
+        description="That of its document: ask for it at this version or a later one", examples=[42]
+    )
 
 
 @blueprint.put(TENANT, merge_slashes=False)
