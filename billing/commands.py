@@ -186,8 +186,10 @@ def listen(address: str | None) -> None:
     to = address or f"http://localhost:{os.environ.get('PORT', '8000')}/webhooks/stripe"
     secret = billing.settings.stripe_webhook_secret[0].get_secret_value()
     listener = Listener(billing.stripe, billing.budget, to=to, secret=secret)
-    click.echo(f"Bringing this account's events to {to}")
     with suppress(KeyboardInterrupt):
+        while not _look(listener):
+            time.sleep(AWAY_SECONDS)
+        click.echo(f"Bringing what happens from now on to {to}")
         while True:
             time.sleep(LISTEN_SECONDS if _look(listener) else AWAY_SECONDS)
 

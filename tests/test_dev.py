@@ -280,10 +280,10 @@ def test_with_a_key_of_ones_own_nothing_is_invented_at_stripe_and_its_events_are
     with stripe(key="sk_test_mine") as account:
         with running(local, STRIPE_SECRET_KEY=account.key, STRIPE_API_BASE=account.url) as run:
             answer = run.portal_link()
-            wait_until(lambda: [call for call in account.requests() if call["path"] == "/v1/events"] != [])
+            wait_until(lambda: "from now on" in (local / "listen.log").read_text(), seconds=60)
             event = account.happen("invoice.paid", {"id": "in_1", "object": "invoice"})["id"]
             demo = re.findall(r"http://\S+/demo", run.printed)[0]
-            wait_until(lambda: event in requests.get(f"{demo}/facts", timeout=10).text)
+            wait_until(lambda: event in requests.get(f"{demo}/facts", timeout=10).text, seconds=30)
             called = account.requests()
 
     assert answer.status_code == 404
