@@ -7,12 +7,14 @@ other addresses. The server hands each request its `Line`.
 
 import hmac
 import json
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import stripe
 from flask import Flask, Request, Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
@@ -62,6 +64,7 @@ RESOURCES = [
     webhook_endpoints,
 ]
 OPERATIONS = [operation for resource in RESOURCES for operation in resource.OPERATIONS]
+ADDRESSES = Map([Rule(o.path, methods=[o.method], endpoint=o) for o in OPERATIONS]).bind("")
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -111,8 +114,6 @@ class Api:
     def __init__(self, account: Account) -> None:
         self.account = account
         self.keys = Keys(account.store)
-        rules = [Rule(o.path, methods=[o.method], endpoint=o) for o in OPERATIONS]
-        self.addresses = Map(rules).bind("")
 
     def view(self, _: str = "") -> Response:
         line: Line = request.environ["sandbox.line"]
@@ -128,7 +129,7 @@ class Api:
         record.replayed = "Idempotent-Replayed" in answer.headers
         response = answer.response()
         response.headers["Request-Id"] = request_id
-        response.headers["Stripe-Version"] = record.stripe_version
+        response.headers["Stripe-Version"] = stripe.api_version
         response.headers["Cache-Control"] = "no-cache, no-store"
         return response
 
@@ -158,14 +159,16 @@ class Api:
 
     def perform(self, record: Record, request_id: str, line: Line) -> Answer:
         authenticate(request, self.account.key)
+        check_headers(request.headers, self.account.key)
         record.params = read_params(request)
-        operation, ids = self.find(record)
+        operation, ids = find(record.method, record.path)
         with self.claim(record) as claim:
             params = wire.check(operation.params, record.params, empty_unsets=operation.empty_unsets)
             line.pause(self.account.latency_seconds)
             if claim.saved:
                 return replay(claim.saved)
-            call = Call(self.account.store, params, self.account.public_url)
+            caller = {"id": request_id, "idempotency_key": record.idempotency_key}
+            call = Call(self.account.store, params, self.account.public_url, caller)
             answer = self.run(operation, call, ids, line.fault)
             claim.result = {"status": answer.status, "body": answer.body, "request_id": request_id}
         if record.method != "GET":
@@ -177,13 +180,6 @@ class Api:
             return nullcontext(Claim())
         return self.keys.claim(record.idempotency_key, record.path, record.params)
 
-    def find(self, record: Record) -> tuple[Operation, dict[str, str]]:
-        try:
-            operation, ids = self.addresses.match(record.path, record.method)
-        except HTTPException as unknown:
-            raise not_here(f"{record.method} {record.path}") from unknown
-        return operation, dict(ids)
-
     def run(self, operation: Operation, call: Call, ids: dict[str, str], fault: Fault | None) -> Answer:
         """A failure inside Stripe is a result like any other: it is saved and replayed."""
         failing = fault if fault and fault.kind == "500" else None
@@ -192,10 +188,20 @@ class Api:
         try:
             with self.account.store.lock:
                 life.catch_up(self.account.store)
-                answer = Answer(200, json.dumps(expanded(call, operation.run(call, **ids)), indent=2))
+                with self.account.store.answering(call.request):
+                    answer = Answer(200, json.dumps(expanded(call, operation.run(call, **ids)), indent=2))
         except Refusal as refusal:
             answer = Answer.error(refusal)
         return Answer.of(failing) if failing else answer
+
+
+def find(method: str, path: str) -> tuple[Operation, dict[str, str]]:
+    """The operation at an address, and the ids that are in it."""
+    try:
+        operation, ids = ADDRESSES.match(path, method)
+    except HTTPException as unknown:
+        raise not_here(f"{method} {path}") from unknown
+    return operation, dict(ids)
 
 
 def read_params(request: Request) -> wire.Params:
@@ -232,6 +238,22 @@ def authenticate(request: Request, key: str) -> None:
 
 def unauthorized(message: str) -> Refusal:
     return Refusal(message, status=401, headers={"WWW-Authenticate": 'Basic realm="Stripe"'})
+
+
+def check_headers(headers: Headers, key: str) -> None:
+    """One version is spoken here, the SDK's, and there is one account."""
+    version = headers.get("Stripe-Version", stripe.api_version)
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d(\.[a-z]+)?", version):
+        raise Refusal(f"Invalid Stripe API version: {version}")
+    if version != stripe.api_version:
+        raise not_here(f"the API version {version}, only {stripe.api_version}")
+    if account := headers.get("Stripe-Account"):
+        raise Refusal(
+            f"The provided key '{masked(key)}' does not have access to account '{account}' (or that account"
+            " does not exist). Application access may have been revoked.",
+            status=403,
+            code="account_invalid",
+        )
 
 
 def masked(key: str) -> str:

@@ -23,7 +23,7 @@ ENDED = ("canceled", "incomplete_expired")
 # What no invoice here has, or not from the start.
 NOT_SET = dict.fromkeys(
     [
-        *("account_tax_ids", "application", "custom_fields", "default_payment_method"),
+        *("account_tax_ids", "application", "custom_fields", "customer_account", "default_payment_method"),
         *("default_source", "description", "due_date", "effective_at", "ending_balance", "footer"),
         *("from_invoice", "hosted_invoice_url", "invoice_pdf", "last_finalization_error"),
         *("latest_revision", "number", "on_behalf_of", "receipt_number", "rendering"),
@@ -78,7 +78,13 @@ def charge(store: Store, method: Json | None) -> bool:
 
 
 def declined() -> Refusal:
-    return Refusal("Your card was declined.", status=402, type="card_error", code="card_declined")
+    return Refusal(
+        "Your card was declined.",
+        status=402,
+        type="card_error",
+        code="card_declined",
+        decline_code="generic_decline",
+    )
 
 
 def price_of(items: list[Json]) -> int:
@@ -223,6 +229,7 @@ def line(subscription: Json, item: Json, invoice_id: str) -> Json:
         },
         "quantity": item["quantity"],
         "quantity_decimal": str(item["quantity"]),
+        "subscription": subscription["id"],
         "subtotal": amount,
         "taxes": [],
     }

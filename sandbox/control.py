@@ -253,7 +253,7 @@ def blueprint(account: Account, deliveries: Deliveries) -> Blueprint:
     def let_happen() -> Answer:
         given = read(Happening)
         with account.store.lock:
-            event = events.announce(account.store, given.type, given.object)
+            event = events.written(account.store, given.type, given.object)
             event["created"] = event["created"] if given.created is None else given.created
         account.store.save()
         return event, 201

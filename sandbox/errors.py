@@ -13,6 +13,7 @@ class Refusal(Exception):
         status: int = 400,
         type: str = "invalid_request_error",
         code: str | None = None,
+        decline_code: str | None = None,
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -23,6 +24,8 @@ class Refusal(Exception):
         if code:
             self.body["error"]["code"] = code
             self.body["error"]["doc_url"] = f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}"
+        if decline_code:
+            self.body["error"]["decline_code"] = decline_code
         if param:
             self.body["error"]["param"] = param
 

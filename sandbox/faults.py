@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from sandbox.errors import failure
+from sandbox.errors import Refusal, failure
 
 Kind = Literal[
     "429", "500", "503", "400", "401", "hang", "drip", "drip_headers", "reset", "truncated", "html", "list"
@@ -23,13 +23,14 @@ DEFAULT_SECONDS = {"hang": 3600.0, "drip": 0.5, "drip_headers": 0.5}
 STATUS = {"400": 400, "401": 401, "429": 429, "503": 503, "html": 502, "list": 200}
 
 ERRORS = {
-    "400": {"type": "invalid_request_error", "message": "This request was refused by order."},
-    "401": {"type": "invalid_request_error", "message": "Invalid API Key provided: sk_test_****"},
-    "429": {"type": "invalid_request_error", "code": "rate_limit", "message": "Request rate limit exceeded."},
-    "503": {"type": "api_error", "message": "Stripe is temporarily unavailable."},
+    "400": Refusal("This request was refused by order."),
+    "401": Refusal("Invalid API Key provided: sk_test_****"),
+    "429": Refusal("Request rate limit exceeded.", code="rate_limit"),
+    "503": Refusal("Stripe is temporarily unavailable.", type="api_error"),
 }
 
 HTML = "<!doctype html><title>502 Bad Gateway</title><h1>502 Bad Gateway</h1>"
+LIST = "[]"
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -69,8 +70,8 @@ class Fault:
     @property
     def body(self) -> str:
         if self.kind in ("html", "list"):
-            return HTML if self.kind == "html" else "[]"
-        return json.dumps({"error": ERRORS[self.kind]} if self.kind in ERRORS else failure().body, indent=2)
+            return HTML if self.kind == "html" else LIST
+        return json.dumps(ERRORS.get(self.kind, failure()).body, indent=2)
 
     @property
     def headers(self) -> dict[str, str]:

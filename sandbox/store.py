@@ -22,6 +22,8 @@ SHORT_LIVED_SECONDS = 24 * 3600
 
 RETRY_DAYS = [3, 5, 7, 7]  # from one failed payment to the next attempt
 
+NO_REQUEST: Json = {"id": None, "idempotency_key": None}
+
 # kept in the file, beside the objects
 SETTINGS = ("offset_seconds", "retry_days", "after_retries", "declines_left")
 
@@ -34,6 +36,7 @@ class Store:
         self.public_url = ""  # where invoices say their page is; set by the server
         self.offset_seconds = 0  # how far Stripe's time runs ahead of the clock
         self.instant: int | None = None  # Stripe's time while something due earlier is made up for
+        self.request = NO_REQUEST  # the call that is being answered
         self.retry_days = list(RETRY_DAYS)
         self.after_retries = "canceled"  # or unpaid, or past_due
         self.declines_left: int | None = 0  # of the charges to come, by whatever card; None: all
@@ -60,6 +63,15 @@ class Store:
             yield
         finally:
             self.instant = before
+
+    @contextmanager
+    def answering(self, request: Json) -> Iterator[None]:
+        """What happens meanwhile was asked for by this call. Hold the lock."""
+        self.request = request
+        try:
+            yield
+        finally:
+            self.request = NO_REQUEST
 
     def collection(self, kind: str) -> dict[str, Json]:
         """All of a kind by id, oldest first. Hold the lock."""

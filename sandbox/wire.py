@@ -25,6 +25,11 @@ Params = dict[str, Any]
 NOT_ON_THE_WIRE = frozenset(RequestOptions.__annotations__)
 
 
+# What the SDK's types do not say.
+NEVER_NEGATIVE = {"quantity", "unit_amount"}
+LONGEST_KEY, LONGEST_VALUE = 40, 500  # of metadata
+
+
 def decode(text: str) -> Params:
     """Nested values of a query string or form body; hashes keyed 0, 1, 2, ... become lists."""
     tree: Params = {}
@@ -115,6 +120,8 @@ class Reader:
     def array(self, item: Any, value: Any, path: str) -> list[Any]:
         if not isinstance(value, list):
             raise Refusal("Invalid array", param=path)
+        if "" in value:  # which unsets a member of a hash, and there is none in its place here
+            raise empty(f"{path}[{value.index('')}]")
         return [self.value(item, member, f"{path}[{i}]") for i, member in enumerate(value)]
 
 
@@ -151,6 +158,7 @@ def one_of(allowed: Iterable[str], value: str, path: str) -> str:
 
 
 def texts(value: Any, path: str) -> dict[str, str]:
+    """Metadata, the one hash whose keys are the caller's own."""
     if isinstance(value, list):  # keys 0, 1, 2, ... are as good as others here
         value = {str(i): member for i, member in enumerate(value)}
     if not isinstance(value, dict):
@@ -158,7 +166,18 @@ def texts(value: Any, path: str) -> dict[str, str]:
     for name, member in value.items():
         if not isinstance(member, str):
             raise Refusal(f"Invalid string: {member}", param=join(path, name))
+        for what, given, most in (("key", name, LONGEST_KEY), ("value", member, LONGEST_VALUE)):
+            if len(given) > most:
+                raise too_long(what, given, most, path)
     return value
+
+
+def too_long(what: str, given: str, most: int, path: str) -> Refusal:
+    return Refusal(
+        f"Metadata {what}s can have up to {most} characters, but you passed in a {what} that is {len(given)}"
+        f" characters. Invalid {what}: {given}",
+        param=path,
+    )
 
 
 def text(value: str, path: str) -> str:
@@ -168,6 +187,10 @@ def text(value: str, path: str) -> str:
 def integer(value: str, path: str) -> int:
     if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
         raise Refusal(f"Invalid integer: {value}", code="parameter_invalid_integer", param=path)
+    if int(value) < 0 and path.removesuffix("]").split("[")[-1] in NEVER_NEGATIVE:
+        raise Refusal(
+            "This value must be greater than or equal to 0.", code="parameter_invalid_integer", param=path
+        )
     return int(value)
 
 

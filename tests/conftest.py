@@ -27,6 +27,7 @@ from billing import config
 from billing.db import SYSTEM, Database
 from sandbox.server import Control, running
 from tests import documented
+from tests.sandbox import witness
 from tests.tokens import SHARED_SECRET, a_token
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "database_url" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.database)
+
+
+@pytest.fixture(autouse=True)
+def stripe_could_have_said_it(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test to which a sandbox said what Stripe would not, unless the test itself made that up."""
+    yield
+    unlike_stripe = witness.taken()
+    assert unlike_stripe == [] or request.node.get_closest_marker("made_up")
 
 
 @pytest.fixture(scope="session")

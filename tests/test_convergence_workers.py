@@ -27,6 +27,7 @@ from billing.inbox import Choice
 from billing.invoices import Invoice
 from billing.subscriptions import DELINQUENT, Facts, Item
 from sandbox.account import Account
+from sandbox.resources import Call, customers
 from sandbox.server import DEFAULT_KEY, Server
 from sandbox.store import Store
 from tests.conftest import IS_SOAK, MakeApp, rows
@@ -56,6 +57,7 @@ class Stage:
         self.clock = Clock()
         self.store = Store(clock=self.clock)
         self.server = Server(Account(DEFAULT_KEY, self.store), 0)
+        self.somebody = customers.create(Call(Store(), {}, ""))
 
     def show(self, moment: float) -> None:
         """Written past the store's own ways: what it shows has happened, and nothing else is to fall due."""
@@ -65,11 +67,9 @@ class Stage:
                 state = history.at(moment)
                 self.store.collection("subscription").update(state.subscriptions)
                 self.store.collection("invoice").update(state.invoices)
-                self.store.collection("customer")[history.customer] = {
-                    "id": history.customer,
-                    "object": "customer",
-                    "deleted": state.is_deleted,
-                }
+                gone = {"object": "customer", "deleted": True}
+                customer = (gone if state.is_deleted else self.somebody) | {"id": history.customer}
+                self.store.collection("customer")[history.customer] = customer
                 for items in state.items.values():
                     self.store.collection("subscription_item").update({item["id"]: item for item in items})
 
@@ -79,9 +79,11 @@ def a_stage(histories: Sequence[History]) -> Iterator[Stage]:
     stage = Stage(histories)
     thread = threading.Thread(target=stage.server.serve_forever, args=(0.02,))
     thread.start()
-    yield stage
-    stage.server.shutdown()
-    thread.join()
+    try:
+        yield stage
+    finally:
+        stage.server.shutdown()
+        thread.join()
 
 
 def around(moment: float, seed: int) -> History:

@@ -29,6 +29,8 @@ from sandbox.server import DEFAULT_KEY, Server, open_server
 from tests.conftest import IS_SOAK, link, rows
 from tests.deliveries import Json, a_process, a_subscription, an_event, an_invoice, deliver
 
+pytestmark = pytest.mark.made_up
+
 KILLS, EVENTS = (1000, 50_000) if IS_SOAK else (45, 0)  # at least
 LEASE_SECONDS = 0.5
 POINTS = ("claimed", "read", "written", "before_commit", "after_commit")

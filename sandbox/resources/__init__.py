@@ -8,14 +8,15 @@ lock held. Shared here: ids, lists by page, and what `expand` asks for.
 import secrets
 import string
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox.errors import Refusal, not_here
-from sandbox.store import Json, Store
+from sandbox.store import NO_REQUEST, Json, Store
 from sandbox.wire import Params
 
 ALPHABET = string.ascii_letters + string.digits
+DEEPEST_EXPANSION = 4  # a list's `data` counts
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Call:
     store: Store
     params: Params
     public_url: str
+    request: Json = field(default_factory=lambda: NO_REQUEST)
 
 
 def new_id(prefix: str, length: int = 14) -> str:
@@ -52,7 +54,13 @@ def pick(params: Params, *names: str) -> Params:
 def expanded(call: Call, thing: Json) -> Json:
     """The resource with the ids named in `expand` replaced by what they stand for."""
     for name in call.params.get("expand", []):
-        thing = with_expanded(call.store, thing, name.split("."), name)
+        path = name.split(".")
+        if len(path) > DEEPEST_EXPANSION:
+            raise Refusal(
+                f"You cannot expand more than {DEEPEST_EXPANSION} levels of a property. Property: {name}",
+                code="property_expansion_max_depth",
+            )
+        thing = with_expanded(call.store, thing, path, name)
     return thing
 
 
@@ -66,12 +74,18 @@ def with_expanded(store: Store, value: Any, path: list[str], name: str) -> Any:
         return None
     if not path:
         return value
-    if not isinstance(value, dict) or path[0] not in value:
-        raise Refusal(f"This property cannot be expanded ({name}).", param="expand")
-    found = with_expanded(store, value[path[0]], path[1:], name)
-    if found is None and value[path[0]] is not None:
-        raise Refusal(f"This property cannot be expanded ({name}).", param="expand")
+    if not isinstance(value, dict) or path[0] not in value or path == ["id"]:
+        raise not_expandable(name)
+    member = value[path[0]]
+    found = with_expanded(store, member, path[1:], name)
+    is_part = len(path) == 1 and isinstance(member, dict) and "object" not in member
+    if is_part or (found is None and member is not None):
+        raise not_expandable(name)
     return value | {path[0]: found}
+
+
+def not_expandable(name: str) -> Refusal:
+    return Refusal(f"This property cannot be expanded ({name}).", param="expand")
 
 
 def merged_metadata(before: dict[str, str], given: dict[str, str] | None) -> dict[str, str]:

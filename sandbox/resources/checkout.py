@@ -10,7 +10,7 @@ import re
 from stripe.params.checkout import (
     SessionCreateParams,
     SessionExpireParams,
-    SessionListLineItemsParams,
+    SessionLineItemListParams,
     SessionListParams,
     SessionRetrieveParams,
 )
@@ -57,8 +57,9 @@ ADDRESS = customers.ADDRESS | {"country": "US", "postal_code": "94107"}
 # What no session here has, or not from the start.
 NOT_SET = dict.fromkeys(
     [
-        *("after_expiration", "client_secret", "collected_information", "consent"),
-        *("currency_conversion", "customer_details", "invoice", "invoice_creation", "origin_context"),
+        *("after_expiration", "client_secret", "collected_information", "consent", "consent_collection"),
+        *("currency_conversion", "customer_account", "customer_details", "integration_identifier"),
+        *("invoice", "invoice_creation", "origin_context"),
         *("payment_intent", "payment_link", "payment_method_configuration_details", "permissions"),
         *("recovered_from", "saved_payment_method_options", "setup_intent"),
         *("shipping_address_collection", "shipping_cost", "subscription", "wallet_options"),
@@ -243,6 +244,7 @@ def new(call: Call, given: Params, mode: str, order: list[Json]) -> Json:
         "discounts": [],
         "expires_at": given.get("expires_at", now + LONGEST_SECONDS),
         "livemode": False,
+        "managed_payments": {"enabled": False},
         "metadata": given.get("metadata", {}),
         "mode": mode,
         "payment_method_collection": given.get(
@@ -503,5 +505,5 @@ OPERATIONS = [
     Operation("GET", "/v1/checkout/sessions", SessionListParams, list_sessions),
     Operation("GET", "/v1/checkout/sessions/<id>", SessionRetrieveParams, retrieve),
     Operation("POST", "/v1/checkout/sessions/<id>/expire", SessionExpireParams, expire),
-    Operation("GET", "/v1/checkout/sessions/<id>/line_items", SessionListLineItemsParams, list_line_items),
+    Operation("GET", "/v1/checkout/sessions/<id>/line_items", SessionLineItemListParams, list_line_items),
 ]

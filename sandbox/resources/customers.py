@@ -39,6 +39,7 @@ def create(call: Call) -> Json:
         "default_source": None,
         "delinquent": False,
         "description": None,
+        "discount": None,
         "email": None,
         "invoice_prefix": secrets.token_hex(4).upper(),
         "invoice_settings": {

@@ -1,13 +1,15 @@
 """/v1/events: what happened, each with the thing as it was then. Listed and found for 30 days.
 
-`announce` is how the other resources tell of a change. It only writes the event down; `deliveries` looks
-for new ones after each call, so that a store without a server keeps its history and nothing else.
+`announce` is how the other resources tell of a change. It only writes the event down, and gives a signal to
+who wants to look on; `deliveries` looks for new ones after each call, so that a store without a server keeps
+its history and nothing else.
 """
 
 from fnmatch import fnmatchcase
 from typing import Any
 
 import stripe
+from blinker import Signal
 from stripe.params import EventListParams, EventRetrieveParams
 
 from sandbox.errors import Refusal, no_such
@@ -23,9 +25,17 @@ MOST_TYPES = 20  # that one list can be asked for
 PERIODS_OF_ITEMS = "2025-03-31"
 PERIOD = ("current_period_start", "current_period_end")
 
+announced = Signal()  # with the event as its sender
+
 
 def announce(store: Store, type: str, thing: Json, previous: Json | None = None) -> Json:
     """`previous` holds the changed members as they were before, for `*.updated`."""
+    event = written(store, type, thing, previous)
+    announced.send(event)
+    return event
+
+
+def written(store: Store, type: str, thing: Json, previous: Json | None = None) -> Json:
     data = {"object": snapshot(thing)}
     if previous is not None:
         data["previous_attributes"] = snapshot(previous)
@@ -38,7 +48,7 @@ def announce(store: Store, type: str, thing: Json, previous: Json | None = None)
             "data": data,
             "livemode": False,
             "pending_webhooks": len(wanting(store, type)),
-            "request": {"id": None, "idempotency_key": None},
+            "request": dict(store.request),
             "type": type,
         }
         return store.insert(event)

@@ -5,10 +5,10 @@ told as an event: who has what changes with the subscriptions, as `entitlements`
 """
 
 from stripe.params import (
-    ProductCreateFeatureParams,
-    ProductDeleteFeatureParams,
-    ProductListFeaturesParams,
-    ProductRetrieveFeatureParams,
+    ProductFeatureCreateParams,
+    ProductFeatureDeleteParams,
+    ProductFeatureListParams,
+    ProductFeatureRetrieveParams,
 )
 from stripe.params.entitlements import (
     FeatureCreateParams,
@@ -127,8 +127,8 @@ OPERATIONS = [
     Operation("GET", "/v1/entitlements/features", FeatureListParams, list_features),
     Operation("GET", "/v1/entitlements/features/<id>", FeatureRetrieveParams, retrieve),
     Operation("POST", "/v1/entitlements/features/<id>", FeatureUpdateParams, update),
-    Operation("POST", "/v1/products/<product>/features", ProductCreateFeatureParams, attach),
-    Operation("GET", "/v1/products/<product>/features", ProductListFeaturesParams, list_attached),
-    Operation("GET", "/v1/products/<product>/features/<id>", ProductRetrieveFeatureParams, retrieve_attached),
-    Operation("DELETE", "/v1/products/<product>/features/<id>", ProductDeleteFeatureParams, detach),
+    Operation("POST", "/v1/products/<product>/features", ProductFeatureCreateParams, attach),
+    Operation("GET", "/v1/products/<product>/features", ProductFeatureListParams, list_attached),
+    Operation("GET", "/v1/products/<product>/features/<id>", ProductFeatureRetrieveParams, retrieve_attached),
+    Operation("DELETE", "/v1/products/<product>/features/<id>", ProductFeatureDeleteParams, detach),
 ]

@@ -45,7 +45,7 @@ def pay(call: Call, id: str) -> Json:
     given = pick(call.params, "off_session", "paid_out_of_band", "payment_method")
     invoice = call.store.find(KIND, id)
     if invoice["status"] == "paid":
-        raise Refusal("Invoice is already paid", code="invoice_already_paid")
+        raise Refusal("Invoice is already paid")
     if invoice["status"] == "void":
         raise Refusal("This invoice can no longer be paid.", code="invoice_not_editable")
     if invoice["status"] == "draft":

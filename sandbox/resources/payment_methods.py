@@ -6,7 +6,7 @@ a bank takes days, shows where somebody pays by it on a Checkout page: later cha
 """
 
 from stripe.params import (
-    CustomerListPaymentMethodsParams,
+    CustomerPaymentMethodListParams,
     PaymentMethodAttachParams,
     PaymentMethodDetachParams,
     PaymentMethodListParams,
@@ -107,6 +107,7 @@ def new(store: Store, type: str, details: Json) -> Json:
         },
         "created": store.now(),
         "customer": None,
+        "customer_account": None,
         "livemode": False,
         "metadata": {},
         "type": type,
@@ -174,7 +175,5 @@ OPERATIONS = [
     Operation("GET", "/v1/payment_methods/<id>", PaymentMethodRetrieveParams, retrieve),
     Operation("POST", "/v1/payment_methods/<id>/attach", PaymentMethodAttachParams, attach),
     Operation("POST", "/v1/payment_methods/<id>/detach", PaymentMethodDetachParams, detach),
-    Operation(
-        "GET", "/v1/customers/<customer>/payment_methods", CustomerListPaymentMethodsParams, list_methods
-    ),
+    Operation("GET", "/v1/customers/<customer>/payment_methods", CustomerPaymentMethodListParams, list_methods),
 ]

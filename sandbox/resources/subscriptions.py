@@ -115,10 +115,17 @@ def new(store: Store, given: Params) -> Json:
         "customer": given["customer"],
         "default_tax_rates": [],
         "discounts": [],
-        "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
+        "invoice_settings": {
+            "account_tax_ids": None,
+            "custom_fields": None,
+            "description": None,
+            "footer": None,
+            "issuer": {"type": "self"},
+        },
         "items": {},
         "latest_invoice": new_id("in", 24),
         "livemode": False,
+        "managed_payments": {"enabled": False},
         "metadata": {},
         "payment_settings": {
             "payment_method_options": None,

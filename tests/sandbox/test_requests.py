@@ -50,6 +50,15 @@ REFUSED = {
     "a string for a list": ("/v1/customers", "preferred_locales=de", "preferred_locales", None),
     "both at once": ("/v1/customers", "name=Ada&name[first]=Ada", "name[first]", None),
     "empty": (SESSIONS, "customer=", "customer", "parameter_invalid_empty"),
+    "empty in a list": ("/v1/customers", "expand[]=", "expand[0]", "parameter_invalid_empty"),
+    "less than nothing": (
+        "/v1/prices",
+        "currency=eur&unit_amount=-1",
+        "unit_amount",
+        "parameter_invalid_integer",
+    ),
+    "a long key": ("/v1/customers", f"metadata[{'k' * 41}]=v", "metadata", None),
+    "a long value": ("/v1/customers", f"metadata[k]={'v' * 501}", "metadata", None),
 }
 
 
@@ -62,6 +71,47 @@ def test_a_wrong_parameter_is_refused_by_name(
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["param"], error.get("code")) == (param, code)
+
+
+REFUSED_QUERIES = {
+    "unknown": ("nonsense=1", "nonsense", "parameter_unknown"),
+    "an option of the SDK": ("idempotency_key=k", "idempotency_key", "parameter_unknown"),
+    "integer": ("limit=ten", "limit", "parameter_invalid_integer"),
+    "empty": ("email=", "email", "parameter_invalid_empty"),
+    "nothing after the name": ("limit", "limit", "parameter_invalid_empty"),
+    "not expandable": ("expand[]=data.email", "expand", None),
+    "an id to expand": ("expand[]=data.id", "expand", None),
+    "a part to expand": ("expand[]=data.metadata", "expand", None),
+    "too deep": ("expand[]=data.a.b.c.d", None, "property_expansion_max_depth"),
+}
+
+
+@pytest.mark.parametrize(("query", "param", "code"), REFUSED_QUERIES.values(), ids=REFUSED_QUERIES)
+def test_a_query_is_read_as_strictly_as_a_form(
+    raw: Raw, query: str, param: str | None, code: str | None
+) -> None:
+    raw("POST", "/v1/customers", data={"email": "ada@acme.example"})
+
+    answer = raw("GET", f"/v1/customers?{query}")
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert (error.get("param"), error.get("code")) == (param, code)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status", "words"),
+    [
+        ("Stripe-Version", "2026-1-1", 400, "Invalid Stripe API version: 2026-1-1"),
+        ("Stripe-Version", "2024-06-20", 501, "the API version 2024-06-20"),
+        ("Stripe-Account", "acct_1", 403, "does not have access to account 'acct_1'"),
+    ],
+)
+def test_a_header_is_not_passed_over(raw: Raw, name: str, value: str, status: int, words: str) -> None:
+    answer = raw("GET", "/v1/customers", headers={name: value})
+
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -131,10 +181,10 @@ def test_the_sdk_takes_a_wrong_key_for_what_it_is(sandbox: Control, api: stripe.
 
 
 def test_every_answer_says_which_request_and_version_it_is_for(raw: Raw) -> None:
-    asked = raw("GET", CONFIGURATIONS, headers={"Stripe-Version": "2024-06-20"})
+    asked = raw("GET", CONFIGURATIONS, headers={"Stripe-Version": stripe.api_version})
     silent = raw("GET", "/v1/customers/cus_none")
 
-    assert asked.headers["Stripe-Version"] == "2024-06-20"
+    assert asked.headers["Stripe-Version"] == stripe.api_version
     assert silent.headers["Stripe-Version"] == stripe.api_version
     assert asked.headers["Request-Id"].startswith("req_")
     assert asked.headers["Request-Id"] != silent.headers["Request-Id"]
