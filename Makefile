@@ -8,11 +8,12 @@ billing: ## run `flask billing …` on what `make run` has started; ARGS=inbox
 test: ## run all tests; ARGS="-k portal" picks some
 soak: ## the tests of order, crashes and hostile traffic at full length; hours
 mutants: ## plant known bugs one by one and see the tests find them
+fidelity: ## compare the sandbox with Stripe itself; needs STRIPE_TEST_KEY
 lint: ## check style, formatting, types and imports
 contract: ## write docs/openapi.json anew from what the routes say of themselves
 setup: ## make .venv, which the others do by themselves
 bench: ## ratios beside bare Flask routes; needs wrk; ARGS="acks --rounds 2" picks one
 lock: ## pin requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest
-run billing test soak mutants lint contract setup bench lock: ; @python3 bin/dev $@ $(ARGS)
+run billing test soak mutants fidelity lint contract setup bench lock: ; @python3 bin/dev $@ $(ARGS)
 
-.PHONY: help run billing test soak mutants lint contract setup bench lock
+.PHONY: help run billing test soak mutants fidelity lint contract setup bench lock
