@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shlex
 import signal
 import socket
@@ -32,7 +31,6 @@ from tests.sandbox.conftest import wait_until
 
 ROOT = Path(__file__).parent.parent
 DEV = [sys.executable, str(ROOT / "bin" / "dev"), "run"]
-IS_HERE = runpy.run_path(DEV[1])["is_here"]
 NOISE = 4  # how much slower than promised a busy machine may be before a test says so
 
 
@@ -224,40 +222,6 @@ def test_an_interruption_ends_everything_within_two_seconds(local: Path, how: si
 
     assert (code, left) == (0, [])
     assert seconds < 2 * NOISE
-
-
-@pytest.mark.parametrize(
-    ("address", "is_here"),
-    [
-        ("", True),
-        ("postgresql://u:p@localhost/b", True),
-        ("postgres://127.0.0.1:5433/b", True),
-        ("postgresql://[::1]/b", True),
-        ("postgresql+psycopg:///b?host=/var/run/postgresql", True),
-        ("postgresql:///b", True),
-        ("postgresql+psycopg://u@db.example.com", False),
-        ("postgresql://u@/b?host=10.0.0.1", False),
-        ("postgresql://localhost,10.0.0.1/b", False),
-        ("postgresql://localhost/b?hostaddr=10.0.0.1", False),
-        ("postgresql:///b?service=production", False),
-    ],
-)
-def test_a_database_is_here_if_every_host_of_it_is(
-    monkeypatch: pytest.MonkeyPatch, address: str, is_here: bool
-) -> None:
-    for variable in ("PGHOST", "PGHOSTADDR", "PGSERVICE"):
-        monkeypatch.delenv(variable, raising=False)
-
-    assert IS_HERE(address) == is_here
-
-
-@pytest.mark.parametrize("variable", ["PGHOST", "PGHOSTADDR", "PGSERVICE"])
-def test_a_database_is_elsewhere_where_the_environment_says_so(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, "10.0.0.1")
-
-    assert not IS_HERE("postgresql:///billing")
 
 
 def test_a_second_start_is_quick_and_keeps_its_data_and_mends_what_the_sandbox_forgot(local: Path) -> None:
