@@ -90,9 +90,8 @@ _FIND = """
           AND (expires_at IS NULL OR expires_at > clock_timestamp())
     )
     SELECT id, name, scopes, coalesce(last_used_at <= clock_timestamp() - interval '1 minute', true),
-           CASE WHEN %(needs)s = ANY (scopes)
-                THEN set_config('billing.scope', 'service', true)
-                  || set_config('billing.service', name, true) END
+           CASE WHEN %(needs)s = ANY (scopes) THEN
+               set_config('billing.scope', 'service', true) || set_config('billing.service', name, true) END
     FROM alive
 """
 _USE = """

@@ -365,8 +365,8 @@ MUTANTS = [
     Mutant(
         "every write is a version",
         "billing/state.py",
-        "        changed = measured != bytes(digest)\n",
-        "        changed = True\n",
+        "        version += measured != bytes(digest)\n",
+        "        version += 1\n",
         "tests/test_state.py::test_writing_the_same_again_changes_nothing_but_its_freshness",
     ),
     Mutant(
@@ -551,6 +551,62 @@ MUTANTS = [
         "            return Intent(*row)  #",
         "            return Intent(row[0], params, row[2])  #",
         "tests/test_tenants.py::test_a_name_that_changes_while_the_customer_is_made_reaches_it",
+    ),
+    Mutant(
+        "consumers are told of tenants nobody has asked about",
+        "billing/state.py",
+        "        return self.answered_at is not None and self.edition > 0\n",
+        "        return True\n",
+        "tests/test_feed.py::test_nobody_is_told_of_a_tenant_before_stripe_has_told_of_it",
+    ),
+    Mutant(
+        "a position is given whether or not the version moves",
+        "billing/state.py",
+        '"moves": one.is_shown and version > fed',
+        '"moves": one.is_shown',
+        "tests/test_feed.py::test_what_only_confirms_a_document_moves_nobody",
+    ),
+    Mutant(
+        "a silent process keeps the end of the feed",
+        "billing/feed.py",
+        "'idle_in_transaction_session_timeout', '2000', true",
+        "'idle_in_transaction_session_timeout', '30000', true",
+        "tests/test_feed.py::test_who_falls_silent_with_the_end_in_hand_loses_it_within_two_seconds",
+    ),
+    Mutant(
+        "an epoch outlives a promotion",
+        "billing/feed.py",
+        "        substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)\n",
+        "        ''\n",
+        "tests/test_feed.py::test_a_replica_that_is_promoted_begins_an_epoch_though_it_has_every_position",
+    ),
+    Mutant(
+        "a position beyond the end is the end",
+        "billing/feed.py",
+        " AND tail.position >= %(position)s",
+        "",
+        "tests/test_feed.py::test_a_position_beyond_the_end_leads_to_the_beginning",
+    ),
+    Mutant(
+        "a 304 hides what a lost step has left",
+        "billing/web/changes.py",
+        "    if found.entries:\n",
+        "    if found.entries and not request.if_none_match:\n",
+        "tests/test_changes.py::test_what_has_changes_in_it_has_no_tag_so_a_304_never_hides_any",
+    ),
+    Mutant(
+        "the next edition brings back who was forgotten",
+        "billing/state.py",
+        "NEVER = 2**63 - 1",
+        "NEVER = 0",
+        "tests/test_forgetting.py::test_nothing_of_ours_brings_a_forgotten_tenant_back",
+    ),
+    Mutant(
+        "an answer brings back what a forgotten tenant had",
+        "billing/forgetting.py",
+        "    questions.drop(connection, customer)\n",
+        "",
+        "tests/test_forgetting.py::test_an_answer_under_way_brings_nothing_back",
     ),
 ]
 

@@ -362,21 +362,20 @@ def test_how_far_behind_is_counted_up_to_ten_thousand(database: Database, ask: A
 
 # ---- the recipe of docs/api.md
 
-RECIPE = re.search(r"```python\n(def follow.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
-
 
 def test_the_recipe_keeps_a_copy(make_app: MakeApp, database: Database, server_url: str) -> None:
     """Word for word, over HTTP, with a database of the consumer's: changes, a deletion, and a rewind."""
     team(database)
     token = a_consumer(database)["Authorization"].removeprefix("Bearer ")
     refresh(database, *(f"t_{number:03}" for number in range(450)))
-    assert RECIPE
+    recipe = re.search(r"```python\n(def follow.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    assert recipe
     copy: dict[str, Any] = {}
     names: dict[str, Any] = {
         "requests": requests,
         "apply": lambda _, tenant, data: copy.update({tenant: data}) if data else copy.pop(tenant, None),
     }
-    exec(RECIPE[1], names)  # noqa: S102  # ours
+    exec(recipe[1], names)  # noqa: S102  # ours
     with serving(make_app()) as url, psycopg.connect(server_url, autocommit=True) as mine:
         mine.execute("CREATE TEMPORARY TABLE billing_cursor AS SELECT NULL::text AS cursor")
 

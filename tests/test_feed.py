@@ -116,13 +116,14 @@ def test_nobody_is_told_of_a_tenant_before_stripe_has_told_of_it(
 ) -> None:
     team(database)
     refresh(database, acme)
-    unknown = told_of(database)
+    refresh(database, "t_other")
+    unknown, since = told_of(database), end(database)
 
     answered(database, customer)
     refresh(database, acme)
 
-    assert (unknown, told_of(database)) == ([], [acme])
-    assert rows(database, "SELECT version, fed FROM tenant_states") == [{"version": 1, "fed": 1}]
+    assert (unknown, told_of(database, since)) == (["t_other"], [acme])
+    assert rows(database, "SELECT version, fed FROM tenant_states") == [{"version": 1, "fed": 1}] * 2
 
 
 def test_nobody_is_told_of_a_tenant_before_it_is_known_what_is_sold(database: Database) -> None:

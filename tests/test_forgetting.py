@@ -109,13 +109,7 @@ def test_another_tenants_things_stay(
     other = create_customer(sandbox)
     link(database, "t_other", other)
     had(database, customer)
-    rows(
-        database,
-        "INSERT INTO tenant_links (tenant_id, stripe_customer_id, linked_by, unlinked_at)"
-        " VALUES (:t, :c, 'test', now()) RETURNING 1",
-        t=acme,
-        c=other,
-    )
+    had_before(database, other)
     answered(database, other)
     told(database, other, id="sub_other")
     before = document(database, "t_other")
@@ -218,13 +212,14 @@ def test_what_the_heir_of_a_customer_has_is_asked_of_stripe_again(
 def test_an_answer_under_way_brings_nothing_back(
     database: Database, make_app: MakeApp, acme: str, customer: str
 ) -> None:
+    """Of a customer that the tenant had before, say, which is not asked about first."""
     had(database, customer)
+    had_before(database, "cus_former")
     with database.begin(SYSTEM) as connection:
-        questions.want(connection, [customer])
-        [question] = questions.put(connection, seen=10**9, most=1, customer=customer)
-    rows(database, "UPDATE stripe_customers SET asking_until = now() - interval '1 second' RETURNING 1")
+        questions.want(connection, ["cus_former"])
+        [question] = questions.put(connection, seen=10**9, most=1, customer="cus_former")
     assert forget(make_app).exit_code == 0
-    one = subscriptions.read(a_subscription(customer))
+    one = subscriptions.read(a_subscription("cus_former"))
 
     held = sync.hold(database, question, sync.Answer(subscriptions={one.id: (one, 1, 2)}))
 
@@ -232,18 +227,23 @@ def test_an_answer_under_way_brings_nothing_back(
     assert left(database, OF_A_CUSTOMER) == {}
 
 
+def had_before(database: Database, customer: str, tenant: str = "t_acme") -> None:
+    """Another customer was the tenant's once."""
+    rows(
+        database,
+        "INSERT INTO tenant_links (tenant_id, stripe_customer_id, linked_by, unlinked_at)"
+        " VALUES (:t, :c, 'test', now()) RETURNING 1",
+        t=tenant,
+        c=customer,
+    )
+
+
 def test_events_that_waited_for_an_answer_wait_for_an_owner(
     database: Database, make_app: MakeApp, acme: str, customer: str
 ) -> None:
     had(database, customer)
     former = "cus_former"
-    rows(
-        database,
-        "INSERT INTO tenant_links (tenant_id, stripe_customer_id, linked_by, unlinked_at)"
-        " VALUES (:t, :c, 'test', now()) RETURNING 1",
-        t=acme,
-        c=former,
-    )
+    had_before(database, former)
     keep(database, an_event("customer.subscription.updated", a_subscription(former)))
     rows(database, "UPDATE inbox SET state = 'asking', reason = 'x' WHERE state = 'due' RETURNING 1")
 
