@@ -35,7 +35,6 @@ def the_tour(ada: Actor, stage: Stage) -> Iterator[str]:
     yield from the_portal(ada)
     ada.makes_weather()
     yield "the control page"
-    page.get_by_label("Days").fill("1")
     stage.control.decline(1)
     ada.lets_pass("+1 month", "+1 hour")
     ada.opens_the_demo()

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, request
+from flask import Flask
 from werkzeug.test import Client, TestResponse
 
-from billing import catalogue, cataloguing
+from billing import catalogue, cataloguing, tokens
 from billing.catalogue import Rules
-from billing.db import Database
+from billing.db import SYSTEM, Database
 from sandbox.demo import SERVICE_TOKEN, TENANT, ada, place
 from sandbox.demo.witness import Arrival, Purchase, race
 from sandbox.server import Control
 from tests.conftest import ROOT, MakeApp, create_customer, link, rows
 from tests.deliveries import WEBHOOK, Json, a_catalogue, a_subscription, an_event, happened, signature
 from tests.shopping import CHECKOUT, goods
-from tests.tokens import SHARED_SECRET
 
 
 class Browser:
@@ -334,79 +333,69 @@ def test_before_the_answer_a_webhook_is_known_by_its_session() -> None:
 
 # ---- the feed, and the token that reads it
 
-BSK = "bsk_of_the_demo_and_of_nobody_elses"
 
-
-def a_service_with_a_feed(status: int = 200) -> Flask:
-    """As much of a service as the feed's panel asks."""
-    app = Flask("a service with a feed")
-
-    @app.get("/api/changes")
-    def changes() -> Any:
-        if request.headers["Authorization"] != f"Bearer {BSK}":
-            return {"error": "Unauthorized"}, 401
-        document = {"version": 7, "state": "active", "plan": "team_monthly", "quantity": 5, "secret": BSK}
-        change = {"id": "k3f9-1", "time": "2026-11-20T10:00:03Z", "subject": "acme", "data": document}
-        return json.dumps([] if request.args.get("lastEventId") else [change]), status
-
-    return app
-
-
-def kept(directory: Path, token: str = BSK) -> dict[str, str]:
-    """The settings that name a file with this token in it."""
+def kept(directory: Path, token: str) -> dict[str, str]:
+    """The setting that names a file with this token in it."""
     file = directory / "dev.json"
     file.write_text(json.dumps({SERVICE_TOKEN: token}))
-    return {"DEMO_SECRETS": str(file), "JWT_SECRET_KEY": SHARED_SECRET}
+    return {"DEMO_SECRETS": str(file)}
 
 
-def test_the_feed_is_read_on_the_browsers_behalf_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    browser = Browser(place.beside(a_service_with_a_feed(), kept(tmp_path)))
+@pytest.fixture
+def service_token(database: Database) -> str:
+    """The demo's own, as `make run` has one made."""
+    a_catalogue(database)
+    with database.begin(SYSTEM) as connection:
+        token, _ = tokens.create(connection, "demo", [tokens.READ], None)
+    return token
+
+
+def test_the_feed_is_read_on_the_browsers_behalf_and_goes_on_where_it_was(
+    browse: MakeBrowser, service_token: str, tmp_path: Path
+) -> None:
+    browser = browse(**kept(tmp_path, service_token))
+    document = browser.get("/api/entitlements", headers=browser.signed_in).json or {}
 
     first = browser.get("/demo/changes?after=").json or {}
-    after = browser.get(f"/demo/changes?after={first['changes'][0]['id']}").json
+    [change] = first["changes"]
+    after = browser.get(f"/demo/changes?after={change['id']}").json
 
     assert first["feed"] == "here"
-    assert first["changes"][0] | {"subject": "acme", "version": 7, "quantity": 5} == first["changes"][0]
+    assert (change["subject"], change["version"], change["state"]) == (TENANT, document["version"], "none")
     assert after == {"feed": "here", "changes": []}
 
 
-@pytest.mark.parametrize(
-    ("status", "said"), [(304, "here"), (404, "none"), (503, "away"), (400, "away")], ids=str
-)
+@pytest.mark.parametrize(("status", "said"), [(404, "none"), (503, "away"), (400, "away")], ids=str)
 def test_a_feed_that_has_nothing_to_say_is_told_calmly(tmp_path: Path, status: int, said: str) -> None:
-    browser = Browser(place.beside(a_service_with_a_feed(status), kept(tmp_path)))
+    service = Flask("a service that has no feed to give")
+    service.add_url_rule("/api/changes", view_func=lambda: ({"error": "No"}, status))
+    browser = Browser(place.beside(service, kept(tmp_path, "bsk_any")))
 
     assert (browser.get("/demo/changes").json or {})["feed"] == said
 
 
-def test_a_token_that_is_refused_or_missing_is_told_too(tmp_path: Path) -> None:
-    refused = Browser(place.beside(a_service_with_a_feed(), kept(tmp_path, "bsk_revoked")))
-    missing = Browser(place.beside(a_service_with_a_feed(), {}))
+def test_a_token_that_is_refused_or_missing_is_told_too(browse: MakeBrowser, tmp_path: Path) -> None:
+    refused = browse(**kept(tmp_path, f"bsk_{'x' * 43}"))
+    missing = browse()
 
     assert refused.get("/demo/changes").json == {"feed": "refused"}
     assert missing.get("/demo/changes").json == {"feed": "no token"}
 
 
 def test_no_byte_the_browser_gets_holds_the_service_token(
-    browse: MakeBrowser, database: Database, tmp_path: Path
+    browse: MakeBrowser, service_token: str, tmp_path: Path
 ) -> None:
-    a_catalogue(database)
-    settings = kept(tmp_path)
-    real = browse(DEMO_SECRETS=settings["DEMO_SECRETS"])
-    feed = Browser(place.beside(a_service_with_a_feed(), settings))
+    browser = browse(**kept(tmp_path, service_token))
 
-    for browser in (real, feed):
-        for path in ("", "/session", "/facts", "/workspace", "/changes", "/changes?after=x", "/static/demo.js"):
-            browser.get(f"/demo{path}")
-        browser.get("/demo/nothing")
-    real.add_note()
+    for path in ("", "/session", "/facts", "/workspace", "/changes", "/changes?after=x", "/static/demo.js"):
+        browser.get(f"/demo{path}")
+    browser.get("/demo/nothing")
+    browser.add_note()
 
-    sent = [
-        f"{answer.headers}".encode() + answer.data for browser in (real, feed) for answer in browser.received
-    ]
-    assert len(sent) > 16
+    sent = [f"{answer.headers}".encode() + answer.data for answer in browser.received]
+    assert len(sent) > 9
     assert not [answer for answer in sent if b"bsk_" in answer]
-    assert (feed.get("/demo/changes").json or {})["feed"] == "here"  # it was used, all the same
+    assert (browser.get("/demo/changes").json or {})["feed"] == "here"  # it was used, all the same
 
 
 # ---- where it may be
