@@ -7,5 +7,6 @@ collects invoices, less `discounts`, `entitlements` says what they are good for,
 all, and `deliveries` tells webhook endpoints of them. `faults` and `lines` make calls fail, and `deliveries`
 its posts, when told to through `control`; `pages` is what a customer sees and does, and `console`, at the
 root, a page of all levers with an `overview` of what came of them. `safety` says where none of this starts and
-whom it does not answer. Callers speak HTTP and import only `sandbox.server`.
+whom it does not answer. Callers speak HTTP and import only `sandbox.server`. `demo` is a customer of the
+service, not a part of Stripe.
 """
