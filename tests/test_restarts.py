@@ -37,6 +37,8 @@ from tests.test_crashes import (
 )
 from tests.test_workers import Served, served
 
+pytestmark = pytest.mark.made_up  # `a_history`, which says what it has to and no more
+
 RESTARTS = 20 if IS_SOAK else 4
 CUSTOMERS = 60 * RESTARTS  # each has some fifteen events, more than are told
 SENDERS = 4

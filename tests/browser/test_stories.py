@@ -147,7 +147,7 @@ def test_a_failed_payment_is_grace_until_another_card_has_paid(ada: Actor, stage
     ada.page.wait_for_url("**/demo**")
     ada.sees_plan("Team, 5 seats", "payment failed")  # the invoice is still open
     ada.goes_to("Manage billing")
-    ada.page.get_by_role("table").get_by_role("button", name=re.compile("^Pay ")).click()
+    ada.page.get_by_role("table").get_by_role("button", name=re.compile("^Pay ")).first.click()  # the latest
     ada.page.get_by_role("link", name=re.compile("^Return to")).click()
 
     ada.page.wait_for_url("**/demo**")
