@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
-import psycopg
 import pytest
-import requests
-from flask import Flask
 from flask.testing import FlaskClient
-from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
-from billing import feed, state, tokens
+from billing import feed, tokens
 from billing.db import STRANGER, SYSTEM, Database, Query
-from tests.conftest import ROOT, MakeApp, rows
+from tests.conftest import MakeApp, rows
 from tests.test_commands import say
 from tests.test_state import override, refresh, team
 from tests.tokens import a_token
@@ -358,53 +352,3 @@ def test_how_far_behind_is_counted_up_to_ten_thousand(database: Database, ask: A
     ask()
 
     assert "more than 10000 behind" in say(make_app, "feed").output
-
-
-# ---- the recipe of docs/api.md
-
-
-def test_the_recipe_keeps_a_copy(make_app: MakeApp, database: Database, server_url: str) -> None:
-    """Word for word, over HTTP, with a database of the consumer's: changes, a deletion, and a rewind."""
-    team(database)
-    token = a_consumer(database)["Authorization"].removeprefix("Bearer ")
-    refresh(database, *(f"t_{number:03}" for number in range(450)))
-    recipe = re.search(r"```python\n(def follow.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
-    assert recipe
-    copy: dict[str, Any] = {}
-    names: dict[str, Any] = {
-        "requests": requests,
-        "apply": lambda _, tenant, data: copy.update({tenant: data}) if data else copy.pop(tenant, None),
-    }
-    exec(recipe[1], names)  # noqa: S102  # ours
-    with serving(make_app()) as url, psycopg.connect(server_url, autocommit=True) as mine:
-        mine.execute("CREATE TEMPORARY TABLE billing_cursor AS SELECT NULL::text AS cursor")
-
-        names["follow"](mine, url, token)
-        first = set(copy)
-        override(database, "t_007", "true")
-        with database.begin(SYSTEM) as connection:
-            state.forget(connection, "t_008")
-        names["follow"](mine, url, token)
-        with database.begin(SYSTEM) as connection:
-            feed.rewind(connection)
-        copy["t_008"] = "an old copy of a tenant that was forgotten"
-        names["follow"](mine, url, token)
-
-    source = rows(database, "SELECT tenant_id, body FROM tenant_states WHERE body <> ''")
-    assert len(first) == 450
-    assert copy == {row["tenant_id"]: json.loads(row["body"]) for row in source}
-    assert (copy["t_007"]["version"], len(copy)) == (2, 449)
-
-
-@contextmanager
-def serving(app: Flask) -> Iterator[str]:
-    """The app over HTTP."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

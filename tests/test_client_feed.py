@@ -40,7 +40,7 @@ def billing(service: Service, clock: Clock) -> Iterator[BillingClient]:
 
 
 class Copy:
-    """A consumer's own database, as docs/client.md would have it."""
+    """A consumer's own database, as docs/api.md would have it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
