@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
 from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.routing import Rule
 from werkzeug.test import TestResponse
 
 from billing import web
@@ -41,6 +43,13 @@ def document() -> Json:
     return read
 
 
+def operations() -> Iterator[tuple[str, Json]]:
+    """Every operation, as `GET /path`."""
+    for path, methods in document()["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
 def judge(app: Flask, answer: TestResponse) -> None:
     """Whether the contract has this answer to this request. What a test added to the app is not judged."""
     method, path = answer.request.method, answer.request.path
@@ -52,7 +61,7 @@ def judge(app: Flask, answer: TestResponse) -> None:
         _judge_body(answer, {"$ref": "#/components/schemas/Error"})
         _judge_headers(answer, {name: _header(name) for name in _always()} | {"Allow": {}})
         return
-    operations = document()["paths"].get(re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
+    operations = document()["paths"].get(written(rule))
     if operations is None:
         return
     where = f"{method} {rule.rule}"
@@ -67,6 +76,11 @@ def judge(app: Flask, answer: TestResponse) -> None:
     elif method != "HEAD":
         assert answer.content_type in response["content"], f"{where} sent {answer.content_type}"
         _judge_body(answer, response["content"][answer.content_type]["schema"])
+
+
+def written(rule: Rule) -> str:
+    """A route's path as the document has it."""
+    return re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
 
 
 def faults(schema: Json, value: Any) -> list[str]:

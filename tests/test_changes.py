@@ -12,9 +12,10 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from billing import feed, tokens
+from billing import feed, state, tokens
 from billing.db import STRANGER, SYSTEM, Database, Query
 from tests.conftest import MakeApp, rows
+from tests.documented import faults
 from tests.test_commands import say
 from tests.test_state import override, refresh, team
 from tests.tokens import a_token
@@ -84,6 +85,25 @@ def test_a_tenants_id_may_be_anything(database: Database, ask: Ask, tenant: str)
     refresh(database, tenant)
 
     assert subjects(ask()) == [tenant]
+
+
+def test_every_change_is_of_one_of_the_kinds_the_contract_has(database: Database, ask: Ask) -> None:
+    team(database)
+    refresh(database, "t_1", "t_2", "t_3")
+    override(database, "t_1", "true")
+    with database.begin(SYSTEM) as connection:
+        state.forget(connection, "t_2")
+
+    kinds = {
+        event["subject"]: [
+            kind
+            for kind in ("Changed", "Forgotten")
+            if faults({"$ref": f"#/components/schemas/{kind}"}, event) == []
+        ]
+        for event in ask().json or []
+    }
+
+    assert kinds == {"t_1": ["Changed"], "t_2": ["Forgotten"], "t_3": ["Changed"]}
 
 
 def test_a_consumer_without_a_cursor_gets_every_tenant_once_in_its_present_state(

@@ -13,20 +13,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import validate
 
+from billing import tokens
+from billing.db import Database
 from billing.errors import BillingError
 from billing.web import answers, contract
 from billing.web.openapi import EXAMPLE_REQUEST
 from tests.conftest import ROOT, MakeApp
-from tests.documented import Json, document, faults, judge, resolved
+from tests.documented import Json, document, faults, judge, operations, resolved, written
 from tests.test_portal import PORTAL
+from tests.test_tokens import a_service, bearer
 
 KEPT = ROOT / "docs" / "openapi.json"
-
-
-def operations() -> Iterator[tuple[str, Json]]:
-    for path, methods in document()["paths"].items():
-        for method, operation in methods.items():
-            yield f"{method.upper()} {path}", operation
 
 
 OPERATIONS = dict(operations())
@@ -69,7 +66,7 @@ def test_every_route_is_described_and_observed(make_app: MakeApp) -> None:
     unobserved = [
         rule.rule for rule in rules if not hasattr(app.view_functions[rule.endpoint], "__operation__")
     ]
-    undescribed = {rule.rule.replace("<", "{").replace(">", "}") for rule in rules} - set(document()["paths"])
+    undescribed = {written(rule) for rule in rules} - set(document()["paths"])
 
     assert unobserved == []
     assert undescribed == {"/api/openapi.json"}
@@ -87,6 +84,16 @@ def test_an_operation_says_what_it_is(operation: Json) -> None:
     assert {name for choice in operation["security"] for name in choice} <= set(
         document()["components"]["securitySchemes"]
     )
+
+
+@every_operation
+def test_the_scope_that_a_services_token_needs_is_said_in_words_and_refused_without(operation: Json) -> None:
+    scopes = [scope for choice in operation["security"] for scope in choice.get("serviceToken", [])]
+
+    assert [scope for scope in tokens.SCOPES if f"the scope `{scope}`" in operation["description"]] == scopes
+    refusals = operation["responses"].get("403", {"content": {"application/json": {"examples": {}}}})
+    examples = refusals["content"]["application/json"]["examples"]
+    assert ({"InsufficientScope", "ServiceTokenRequired"} <= set(examples)) is bool(scopes)
 
 
 def test_no_two_operations_have_one_name() -> None:
@@ -125,7 +132,7 @@ def test_every_member_is_described_or_has_an_example_and_every_example_fits() ->
         assert [faults(schema, one) for one in schema.get("examples", [])] == [[]] * len(
             schema.get("examples", [])
         )
-        for member, said in schema["properties"].items():
+        for member, said in schema.get("properties", {}).items():
             is_clear = {"description", "examples", "const", "items", "$ref"} & set(said)
             assert is_clear, f"{name}.{member}"
             assert [faults(said, one) for one in said.get("examples", [])] == [[]] * len(
@@ -169,8 +176,11 @@ def test_an_errors_example_is_what_is_sent(kind: type[BillingError]) -> None:
             assert set(answer.headers.keys()) <= {*response["headers"], "Content-Type", "Content-Length"}
 
 
-def test_the_example_of_a_mistake_is_what_is_sent(client: FlaskClient, headers: dict[str, str]) -> None:
+def test_the_example_of_a_mistake_is_what_is_sent(
+    client: FlaskClient, headers: dict[str, str], database: Database
+) -> None:
     named = {**headers, "X-Request-Id": EXAMPLE_REQUEST}
+    service = named | bearer(a_service(database, "crm", *tokens.SCOPES))
 
     def example(operation: str) -> Any:
         media = OPERATIONS[operation]["responses"]["400"]["content"]["application/json"]
@@ -178,9 +188,13 @@ def test_the_example_of_a_mistake_is_what_is_sent(client: FlaskClient, headers: 
 
     body = client.post(PORTAL, headers=named, json={"surprise": True})
     query = client.get("/api/entitlements?sync=perhaps", headers=named)
+    limit = client.get("/api/changes?limit=501", headers=service)
+    member = client.put("/api/tenants/t_acme", headers=service, json={"surprise": True})
 
     assert body.json == example(f"POST {PORTAL}")
     assert query.json == example("GET /api/entitlements")
+    assert limit.json == example("GET /api/changes")
+    assert member.json == example("PUT /api/tenants/{tenant_id}")
 
 
 def test_the_idempotency_key_and_when_to_come_back_are_described() -> None:

@@ -11,7 +11,7 @@ import re
 from typing import Literal
 
 from flask import Blueprint, request
-from pydantic import BaseModel, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from billing import errors, feed, tokens
 from billing.db import SYSTEM, Query
@@ -35,6 +35,7 @@ LAST_EVENT_ID = {
     "description": "The `id` of the last change you have applied; without it, or with one of another epoch, "
     "from the beginning",
     "schema": {"type": "string", "pattern": f"^({feed.CURSOR.pattern})?$"},
+    "example": "5d1c0a93be-0000000000000122",
 }
 LIMIT = {
     "name": "limit",
@@ -42,13 +43,15 @@ LIMIT = {
     "required": False,
     "description": "How many changes at most",
     "schema": {"type": "integer", "minimum": 1, "maximum": MOST, "default": USUAL},
+    "example": USUAL,
 }
 TIMEOUT = {
     "name": "timeout",
     "in": "query",
     "required": False,
     "description": "Accepted, as HTTP Feeds has it, and without effect: the answer comes at once",
-    "schema": {"type": "integer", "minimum": 0},
+    "schema": {},
+    "example": 5000,
 }
 
 
@@ -74,6 +77,22 @@ class Changed(Event):
 
 class Forgotten(Event):
     """A tenant that is known no longer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "specversion": "1.0",
+                    "id": "5d1c0a93be-0000000000000124",
+                    "source": SOURCE,
+                    "type": TYPE,
+                    "subject": "t_17c",
+                    "time": "2026-11-20T10:00:04Z",
+                    "method": "DELETE",
+                }
+            ]
+        }
+    )
 
     method: Literal["DELETE"]
 
@@ -113,7 +132,11 @@ def _asked(**_: object) -> Query[Page] | None:
     media_type=BATCH,
 )
 def get_changes(caller: Service, found: Page | None) -> Answer[Changes]:
-    """Which tenants have changed?"""
+    """Which tenants have changed?
+
+    Without `lastEventId` it begins with every tenant. Ask on with the `id` of the last change until the batch
+    is empty, and from there every few seconds.
+    """
     _wanted()  # once more: what is refused is refused to those who may ask
     assert found
     if found.is_news:

@@ -154,7 +154,10 @@ def _row(tenant_id: str) -> Query[State | None] | None:
     may_be_same=True,
 )
 def get_tenant_entitlements(caller: Service, found: State | None, tenant_id: str) -> Answer[Entitlements]:
-    """What may this tenant use?"""
+    """What may this tenant use?
+
+    What its members are told, byte for byte. A tenant nobody has heard of is not made by asking.
+    """
     tenants.require_id(tenant_id)
     documents, asks_first = service().documents, _asks_first()
     if found is None:

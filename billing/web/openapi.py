@@ -207,7 +207,7 @@ class _Schemas:
         if "properties" in schema:
             return {name: self._example(member) for name, member in schema["properties"].items()}
         if "items" in schema:
-            return [self._example(schema["items"])]
+            return [self._example(kind) for kind in schema["items"].get("anyOf", [schema["items"]])]
         if "anyOf" in schema:
             return self._example(schema["anyOf"][0])
         return schema["default"]
@@ -268,14 +268,21 @@ class _Operation:
             takes.append(IF_NONE_MATCH)
         return takes
 
+    @property
+    def _needs(self) -> list[str]:
+        """In words, too: to OpenAPI, scopes of bearer tokens are a note in the margin."""
+        scopes = [scope for choice in self.security for needed in choice.values() for scope in needed]
+        return [f"The service's token needs the scope `{scope}`." for scope in scopes]
+
     def described(self, schemas: _Schemas) -> Json:
         """As OpenAPI has it."""
         summary, _, description = inspect.cleandoc(self.view.__doc__ or "").partition("\n")
+        said = (" ".join(description.split()) or summary, *self._needs)
         operation: Json = {
             "operationId": self.view.__name__,
             "tags": [self.tag[0]],
             "summary": summary.rstrip("."),
-            "description": description.strip() or summary,
+            "description": " ".join(said),
             "security": self.security,
         }
         if self.parameters:

@@ -27,6 +27,7 @@ TENANT_ID = {
     "required": True,
     "description": "As tokens have it, percent-encoded: a slash in it is `%2F`",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "t_8f2",
 }
 NO_UTF_8 = "\ufffd"  # stands where the address was none
 CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # in Unicode's words; a wide space is none
