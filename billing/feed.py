@@ -120,21 +120,22 @@ class Page:
 
 # One statement, so one snapshot. At the end the documents are not looked at.
 _READ = f"""
-    SELECT head.epoch, head.since, head.is_news, entry.position, entry.tenant_id, entry.changed_at, entry.body
+    SELECT head.epoch, head.since,
+           coalesce(head.asked_at <= clock_timestamp() - interval '1 minute', true)
+           OR head.has_moved AND (
+               entry.position IS NULL OR head.asked_at <= clock_timestamp() - interval '5 seconds'
+           ) AS is_news,
+           entry.position, entry.tenant_id, entry.changed_at, entry.body
     FROM (
-        SELECT known.epoch, known.position, known.since, NOT EXISTS (
-            SELECT FROM feed_consumers c
-            WHERE c.name = current_setting('billing.service', true)
-              AND c.asked_at > clock_timestamp()
-                  - CASE WHEN (c.epoch, c.position) = (known.epoch, known.since)
-                         THEN interval '1 minute' ELSE interval '5 seconds' END
-        ) AS is_news
+        SELECT known.epoch, known.position, known.since, c.asked_at,
+               (c.epoch, c.position) IS DISTINCT FROM (known.epoch, known.since) AS has_moved
         FROM (
             SELECT tail.epoch, tail.position,
                    CASE WHEN tail.epoch = %(epoch)s AND tail.position >= %(position)s
                         THEN %(position)s::bigint ELSE 0 END AS since
             FROM ({_END} OFFSET 0) AS tail
         ) AS known
+        LEFT JOIN feed_consumers c ON c.name = current_setting('billing.service', true)
         OFFSET 0
     ) AS head
     LEFT JOIN LATERAL (
@@ -147,12 +148,23 @@ _READ = f"""
     ) AS entry ON true
     ORDER BY entry.position
 """  # noqa: S608  # ours
+# Whoever finds the row in somebody's hands leaves it: it is being noted.
 _NOTE = """
-    INSERT INTO feed_consumers AS c (name, epoch, position, asked_at)
-    VALUES (%(name)s, %(epoch)s, %(position)s, clock_timestamp())
-    ON CONFLICT (name) DO UPDATE
-    SET epoch = excluded.epoch, position = excluded.position, asked_at = excluded.asked_at
-    WHERE c.asked_at <= excluded.asked_at - interval '5 seconds'
+    WITH moved AS (
+        UPDATE feed_consumers
+        SET epoch = %(epoch)s, position = %(position)s, asked_at = clock_timestamp()
+        WHERE name = (
+            SELECT name FROM feed_consumers
+            WHERE name = %(name)s
+              AND (asked_at <= clock_timestamp() - interval '5 seconds'
+                   OR %(at_end)s AND (epoch, position) IS DISTINCT FROM (%(epoch)s, %(position)s))
+            FOR NO KEY UPDATE SKIP LOCKED
+        )
+    )
+    INSERT INTO feed_consumers (name, epoch, position, asked_at)
+    SELECT %(name)s, %(epoch)s, %(position)s, clock_timestamp()
+    WHERE NOT EXISTS (SELECT FROM feed_consumers WHERE name = %(name)s)
+    ON CONFLICT DO NOTHING
 """
 
 
@@ -162,9 +174,13 @@ def read(cursor: Cursor, most: int) -> Query[Page]:
     return Query("feed.read", _READ, values, _page)
 
 
-def note(consumer: str, since: Cursor) -> Query[None]:
-    """Remember how far the consumer has come: at most once in five seconds, over all processes."""
-    values = {"name": consumer, "epoch": since.epoch, "position": since.position}
+def note(consumer: str, page: Page) -> Query[None]:
+    """Remember how far the consumer has come: once in five seconds, over all processes, but the end at once.
+
+    Who reads in bursts would seem to stand where the last one began.
+    """
+    since, at_end = page.since, not page.entries
+    values = {"name": consumer, "epoch": since.epoch, "position": since.position, "at_end": at_end}
     return Query("feed.note", _NOTE, values, lambda _: None)
 
 
@@ -205,6 +221,7 @@ _CONSUMERS = text("""
             SELECT FROM tenant_states s WHERE s.position > at.position LIMIT :counted
         ) AS changed
     ) AS before
+    WHERE EXISTS (SELECT FROM service_tokens t WHERE t.name = c.name AND t.ended_at IS NULL)
     ORDER BY c.name
 """)
 _REWIND = text("""
@@ -213,7 +230,7 @@ _REWIND = text("""
 
 
 def overview(connection: Connection) -> Overview:
-    """Where the feed ends, and how far its consumers have come."""
+    """Where the feed ends, and how far its consumers have come, but those whose tokens have all been ended."""
     head = Cursor(*connection.execute(text(_END)).one())
     found = connection.execute(_CONSUMERS, {"epoch": head.epoch, "counted": COUNTED + 1})
     return Overview(head, [Consumer(*row) for row in found])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
@@ -15,6 +17,7 @@ from werkzeug.test import TestResponse
 from billing import feed, state, tokens
 from billing.db import STRANGER, SYSTEM, Database, Query
 from tests.conftest import MakeApp, rows
+from tests.deliveries import logged
 from tests.documented import faults
 from tests.test_commands import say
 from tests.test_state import override, refresh, team
@@ -291,6 +294,55 @@ def test_of_each_consumer_we_know_how_far_it_has_come(database: Database, ask: A
     assert consumers(database) == {"search": (1, 2)}
 
 
+def test_who_reads_to_the_end_at_once_has_nothing_before_it(database: Database, ask: Ask) -> None:
+    """A burst, and then silence for an hour: what is remembered is where it ended, not where it began."""
+    team(database)
+    refresh(database, *(f"t_{number}" for number in range(7)))
+    cursor = None
+    while read := ids(ask(cursor, limit=3)):
+        cursor = read[-1]
+
+    assert consumers(database) == {"search": (7, 0)}
+
+
+def test_the_page_in_hand_goes_out_whoever_has_the_consumers_row(
+    database: Database, database_url: str, ask: Ask
+) -> None:
+    """Somebody notes it at this moment, or an operator's session holds it: nobody waits for the bookkeeping."""
+    team(database)
+    refresh(database, "t_1")
+    last = ids(ask())[-1]
+    some_time_later(database, 3600)
+
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        connection.execute("SELECT set_config('billing.scope', 'system', true)")
+        connection.execute("SELECT FROM feed_consumers FOR UPDATE")
+        began = time.monotonic()
+        answers = [ask(), ask(last)]
+        took = time.monotonic() - began
+        connection.rollback()
+    ask(last)
+
+    assert [subjects(answer) for answer in answers] == [["t_1"], []]
+    assert took < 1.0
+    assert consumers(database) == {"search": (1, 0)}
+
+
+def test_the_page_in_hand_goes_out_though_it_cannot_be_noted(
+    database: Database, database_url: str, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    team(database)
+    refresh(database, "t_1")
+    said = logged(caplog)
+
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        connection.execute("LOCK TABLE feed_consumers IN SHARE MODE")  # reading goes on, writing waits
+        answer = ask()
+
+    assert (answer.status_code, subjects(answer)) == (200, ["t_1"])
+    assert ("feed.unnoted", "search") in [(one["event"], one.get("consumer")) for one in said()]
+
+
 def test_who_stands_still_is_noted_once_a_minute(database: Database, ask: Ask) -> None:
     team(database)
     refresh(database, "t_1")
@@ -364,6 +416,26 @@ def test_the_command_says_where_the_feed_ends_and_who_is_how_far_behind(
     assert re.fullmatch(r"search +at +1 +2 behind   last seen \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", told[1])
     assert as_json["head"] == last
     assert [(one["name"], one["position"], one["behind"]) for one in as_json["consumers"]] == [("search", 1, 2)]
+
+
+def test_a_consumer_is_listed_until_the_last_token_of_its_name_is_revoked(
+    client: FlaskClient, database: Database, make_app: MakeApp
+) -> None:
+    """One whose token has only run out is listed: it would like to read on, and cannot."""
+    for name in ("search", "search", "expired"):
+        assert client.get(CHANGES, headers=a_consumer(database, name)).status_code == 200
+    ended = (
+        "UPDATE service_tokens SET expires_at = now() - interval '1 hour' WHERE name = 'expired' RETURNING id"
+    )
+    assert len(rows(database, ended)) == 1
+    [first, _] = rows(database, "SELECT id FROM service_tokens WHERE name = 'search' ORDER BY id")
+
+    say(make_app, "tokens", "revoke", "search", "--id", str(first["id"]))
+    one_left = consumers(database)
+    say(make_app, "tokens", "revoke", "search")
+
+    assert set(one_left) == {"search", "expired"}
+    assert set(consumers(database)) == {"expired"}
 
 
 def test_how_far_behind_is_counted_up_to_ten_thousand(database: Database, ask: Ask, make_app: MakeApp) -> None:

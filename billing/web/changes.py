@@ -10,6 +10,7 @@ import json
 import re
 from typing import Literal
 
+import structlog
 from flask import Blueprint, request
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
@@ -22,6 +23,7 @@ from billing.web.contract import Answer, Moment, checked, for_services, service,
 from billing.web.entitlements import Entitlements
 
 blueprint = Blueprint("changes", __name__)
+log = structlog.get_logger(__name__)
 
 BATCH = "application/cloudevents-batch+json"
 SOURCE = "/api/changes"  # a reference, which holds under whatever address we are asked
@@ -140,7 +142,7 @@ def get_changes(caller: Service, found: Page | None) -> Answer[Changes]:
     _wanted()  # once more: what is refused is refused to those who may ask
     assert found
     if found.is_news:
-        service().db.run(SYSTEM, feed.note(caller.name, found.since))
+        _note(caller.name, found)
     headers = {"Cache-Control": "private, no-cache", "Vary": "Authorization"}
     if found.entries:
         return Answer("[" + ",\n".join(map(_event, found.entries)) + "]", headers)
@@ -148,6 +150,14 @@ def get_changes(caller: Service, found: Page | None) -> Answer[Changes]:
     if request.if_none_match.contains_weak(str(found.since)):
         return Answer("", headers, 304)
     return Answer("[]", headers)
+
+
+def _note(consumer: str, page: Page) -> None:
+    """If this fails the consumer has its page all the same."""
+    try:
+        service().db.run(SYSTEM, feed.note(consumer, page))
+    except errors.ServiceUnavailable as e:
+        log.warning("feed.unnoted", consumer=consumer, reason=e.outcome)
 
 
 def _event(entry: Entry) -> str:
