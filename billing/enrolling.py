@@ -11,6 +11,7 @@ untold until then, so that whoever comes after a crash, or a failure of Stripe's
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -215,6 +216,10 @@ def put(
         raise  # the database is away: there is nowhere to write
     except BillingError as e:
         db.run(SYSTEM, audit.settle(entry, e.outcome, None))
+        raise
+    except Exception:
+        with suppress(ServiceUnavailable):  # the bug is what has to be heard of
+            db.run(SYSTEM, audit.settle(entry, "failed", None))
         raise
     db.run(SYSTEM, audit.settle(entry, "done", tenant.customer))
     return tenant

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -653,6 +654,24 @@ def test_every_put_leaves_a_row_without_what_was_said(service: Service, customer
     assert (second["tenant_id"], second["outcome"]) == ("t_globex", "already_linked")
     assert "Acme" not in str([first, second])
     assert "ada@" not in str([first, second])
+
+
+@pytest.mark.parametrize("outcome", ["failed", "started"])
+def test_what_nobody_foresaw_is_failed_in_the_trail_or_at_least_answered_as_what_it_is(
+    service: Service, database_url: str, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
+    with psycopg.connect(database_url.replace("+psycopg", "")) as holder:
+
+        def has_a_bug(*_: object) -> None:
+            if outcome == "started":  # it cannot be written
+                holder.execute("LOCK TABLE audit_log IN SHARE MODE")
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(customers, "describe", has_a_bug)
+        answer = service.put("t_acme", name="Acme")
+
+    assert (answer.status_code, answer.json) == (500, {"error": "Internal server error"})
+    assert [row["outcome"] for row in trail(service.database)] == [outcome]
 
 
 def test_what_services_say_does_not_count_towards_a_tenants_links(
