@@ -6,7 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import psycopg
 import pytest
@@ -205,6 +205,78 @@ def test_the_address_of_a_document_is_no_tenant(service: Service) -> None:
 
     assert code(answer) == (404, "tenant_not_found")
     assert tenants(service.database) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "tenant"),
+    [
+        ("t_acme%2Fentitlements", "t_acme"),
+        ("a/x%2Fentitlements", "a/x"),
+        ("tenants%2Fentitlements", "tenants"),
+        ("entitlements/entitlements%2Fentitlements", "entitlements/entitlements"),
+    ],
+)
+def test_the_slash_after_the_id_is_a_plain_one(service: Service, written: str, tenant: str) -> None:
+    """Else it is one of a longer id's, and nobody has asked for its document."""
+    service.put(tenant, name="Acme")
+
+    answer = service.client.get(f"/api/tenants/{written}", headers=bearer(service.token))
+
+    assert answer.status_code == 404
+    assert tenant not in answer.text
+
+
+@pytest.mark.parametrize("tenant", ["t_acme", "a/b", "a/entitlements", "株式会社", "tenants"])
+@pytest.mark.parametrize(
+    "before",
+    ["", "/below", "/be%20low", "http://billing.internal"],
+    ids=["plain", "below another application", "the same with a blank", "in full, as proxies are asked"],
+)
+def test_a_tenant_is_found_whatever_stands_before_its_address(
+    service: Service, tenant: str, before: str
+) -> None:
+    service.put(tenant)
+    address = f"/api/tenants/{quote(tenant, safe='').lower()}/entitlements?sync=false"
+
+    answer = service.client.get(
+        address,
+        headers=bearer(service.token),
+        environ_overrides={
+            "RAW_URI": before + address,
+            "SCRIPT_NAME": unquote(before) if before.startswith("/") else "",
+        },
+    )
+
+    assert known(answer)["tenant_id"] == tenant
+
+
+@pytest.mark.parametrize(("tenant", "status"), [("t_acme", 200), ("a/b", 404)])
+def test_where_the_server_hides_what_was_sent_no_slash_is_trusted(
+    service: Service, tenant: str, status: int
+) -> None:
+    service.put(tenant)
+
+    answer = service.client.get(
+        f"/api/tenants/{quote(tenant, safe='')}/entitlements",
+        headers=bearer(service.token),
+        environ_overrides={"RAW_URI": ""},
+    )
+
+    assert answer.status_code == status
+
+
+def test_a_proxy_may_send_an_id_without_encoding_it(service: Service) -> None:
+    """As bytes, which WSGI shows as Latin-1."""
+    service.put("ä")
+    sent = "/api/tenants/ä/entitlements".encode().decode("latin-1")
+
+    answer = service.client.get(
+        "/api/tenants/%C3%A4/entitlements",
+        headers=bearer(service.token),
+        environ_overrides={"RAW_URI": sent},
+    )
+
+    assert known(answer)["tenant_id"] == "ä"
 
 
 # ---- who may

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from typing import Annotated
+from urllib.parse import unquote_to_bytes
 
 import structlog
 from flask import Blueprint, request
@@ -44,13 +45,22 @@ class TenantConverter(BaseConverter):
 
 
 def is_id(tenant_id: str) -> bool:
-    """Whether a token could name this tenant, and the address does so to the letter.
+    """Whether a token could name this tenant, and the address does so to the letter."""
+    return is_name(tenant_id) and NO_UTF_8 not in tenant_id and _is_to_the_letter(tenant_id)
 
-    A slash of the id's own is `%2F`. A plain one is more of the address: it says another thing than was meant.
+
+def _is_to_the_letter(tenant_id: str) -> bool:
+    """A slash of the id's own is `%2F`, and every other a plain one: else it says another thing than was meant.
+
+    Where the server does not tell how the address was written, an id with a slash is nobody's.
     """
-    written = str(request.environ.get("RAW_URI", "")).partition("?")[0].count("/")
-    plain = (request.root_path + request.path).count("/") - tenant_id.count("/")
-    return is_name(tenant_id) and NO_UTF_8 not in tenant_id and ("/" not in tenant_id or written == plain)
+    sent = str(request.environ.get("RAW_URI", "")).partition("?")[0]
+    if not sent:
+        return "/" not in tenant_id
+    assert request.url_rule
+    meant = [tenant_id if part.startswith("<") else part for part in request.url_rule.rule.split("/")[1:]]
+    parts = sent.encode("latin-1", "replace").split(b"/")[-len(meant) :]  # WSGI shows bytes as Latin-1
+    return [unquote_to_bytes(part) for part in parts] == [part.encode() for part in meant]
 
 
 def require_id(tenant_id: str) -> None:
