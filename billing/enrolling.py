@@ -147,7 +147,8 @@ def link(
 def tell(db: Database, stripe: Stripe, tenant_id: str) -> None:
     """Have Stripe's customer say whose it is and what the tenant is called, if that is untold.
 
-    Of several who tell at once, each goes on until what it told is what is kept: the last word is the newest.
+    Of several who tell at once, each goes on until what it told is what is kept: the last word is the newest,
+    unless it was an older one's whose process died over it.
     """
     for done in range(ROUNDS):
         with db.begin(SYSTEM) as connection:
