@@ -16,6 +16,7 @@ from werkzeug.test import TestResponse
 
 from billing import feed, state, tokens
 from billing.db import STRANGER, SYSTEM, Database, Query
+from tests import documented
 from tests.conftest import MakeApp, rows
 from tests.deliveries import logged
 from tests.documented import faults
@@ -231,6 +232,15 @@ def test_a_limit_is_a_number_from_1_to_500(ask: Ask, limit: str) -> None:
     answer = ask(limit=limit)
 
     assert (answer.status_code, (answer.json or {})["param"]) == (400, "limit")
+
+
+@pytest.mark.parametrize("timeout", ["30", "-1", "abc", ""])
+def test_a_timeout_may_say_anything_and_the_contract_says_so(ask: Ask, timeout: str) -> None:
+    said = documented.document()["paths"][CHANGES]["get"]["parameters"]
+    [schema] = [one["schema"] for one in said if one["name"] == "timeout"]
+
+    assert ask(timeout=timeout).status_code == 200
+    assert documented.faults(schema, timeout) == []
 
 
 def test_the_largest_position_is_only_beyond_the_end(database: Database, ask: Ask) -> None:

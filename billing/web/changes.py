@@ -51,9 +51,9 @@ TIMEOUT = {
     "name": "timeout",
     "in": "query",
     "required": False,
-    "description": "Accepted, as HTTP Feeds has it, and without effect: the answer comes at once",
-    "schema": {},
-    "example": 5000,
+    "description": "Accepted, as HTTP Feeds has it; whatever it says, the answer comes at once",
+    "schema": {"type": "string"},
+    "example": "5000",
 }
 
 
