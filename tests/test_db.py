@@ -34,12 +34,17 @@ UNAVAILABLE = (503, b'{"error":"Service unavailable"}')
 @pytest.fixture
 def two_tenants(database: Database) -> Database:
     """Acme and Globex, each with one row in every table."""
+    fill(database)
+    return database
+
+
+def fill(database: Database) -> None:
+    """Of each of two tenants, a row into every table that has more than one."""
     with database.begin(SYSTEM) as connection:
         for tenant in ("t_acme", "t_globex"):
             for table, columns in A_ROW.items():
                 values = ", ".join(f"'{value}'" for value in columns.values()).replace("{tenant}", tenant)
                 connection.exec_driver_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")
-    return database
 
 
 A_ROW = {
