@@ -258,7 +258,14 @@ def test_a_client_is_generated_and_asks(
     shop = a_shop(app, database, sandbox).linked().look()
     override(database, shop.tenant, "true")
     token = shop.headers["Authorization"].removeprefix("Bearer ")
-    use = f"token = {token!r}\nshow_sso = lambda: print('shown')\n{printed('use a generated client')}"
+    with database.begin(SYSTEM) as connection:
+        service_token, _ = tokens.create(connection, "search", (tokens.READ,), None)
+    given = (
+        f"token, service_token, cursor = {token!r}, {service_token!r}, ''",
+        "show_sso = lambda: print('shown')",
+        "apply = lambda tenant, document: print(tenant, document.features['sso'].enabled)",
+    )
+    use = "\n".join([*given, printed("use a generated client"), printed("follow by a generated client")])
 
     env = surroundings()
     subprocess.run(["bash", "-euc", generate], cwd=tmp_path, env=env, check=True, capture_output=True)
@@ -271,4 +278,4 @@ def test_a_client_is_generated_and_asks(
             text=True,
         )
 
-    assert (done.stdout, done.stderr) == ("shown\n", "")
+    assert (done.stdout, done.stderr) == (f"shown\n{shop.tenant} True\n", "")
