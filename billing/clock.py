@@ -24,10 +24,12 @@ def strike(db: Database) -> int:
     return len(ours)
 
 
-def pass_by(connection: Connection, tenants: Collection[str], customers: Collection[str]) -> None:
+def pass_by(
+    connection: Connection, tenants: Collection[str], customers: Collection[str], *, revives: bool = False
+) -> None:
     """Their moment has come: have Stripe asked about the customers, and write the documents of now."""
     questions.want(connection, customers)
-    state.refresh(connection, tenants)
+    state.refresh(connection, tenants, revives=revives)
 
 
 def catch_up(db: Database) -> int:

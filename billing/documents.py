@@ -50,14 +50,17 @@ class Documents:
         self._late = Late(db)
         self._waiting = threading.BoundedSemaphore(WAITING)
 
-    def of(self, tenant_id: str, found: State | None = None) -> Document:
-        """The tenant's document as it is now; `found` is its row, where somebody has just read it."""
+    def of(self, tenant_id: str, found: State | None = None, *, revives: bool = False) -> Document:
+        """The tenant's document as it is now; `found` is its row, where somebody has just read it.
+
+        `revives` it if it was forgotten: who asks has a token of the tenant's own.
+        """
         found = found or self._read(tenant_id)
         if found and found.is_known and found.edition and not found.is_due:
             return _served(found, is_stale=found.is_old or self._late.has(found.customer))
-        return self._made(tenant_id, found)
+        return self._made(tenant_id, found, revives=revives)
 
-    def synced(self, tenant_id: str) -> Document:
+    def synced(self, tenant_id: str, *, revives: bool = False) -> Document:
         """The same, after Stripe was asked; unless it just was, or cannot be."""
         with self._db.begin(SYSTEM) as connection:
             customer = customers.of(connection, tenant_id)
@@ -69,7 +72,7 @@ class Documents:
             synced = "done" if self._ask(customer, SYNC_SECONDS) else "failed"
         else:
             synced = "failed" if is_owed else "recent"
-        document = replace(self.of(tenant_id), synced=synced)
+        document = replace(self.of(tenant_id, revives=revives), synced=synced)
         return _stale(document) if synced == "failed" else document
 
     def require(self, tenant_id: str) -> None:
@@ -85,19 +88,21 @@ class Documents:
     def _read(self, tenant_id: str) -> State | None:
         return self._db.run(Scope.tenant(tenant_id), state.read())
 
-    def _made(self, tenant_id: str, found: State | None) -> Document:
+    def _made(self, tenant_id: str, found: State | None, *, revives: bool) -> Document:
         """There is no document yet, or it is not what it should be by now."""
         try:
             with self._db.begin(SYSTEM) as connection:
                 customer = customers.of(connection, tenant_id)
-                clock.pass_by(
-                    connection, [tenant_id], [customer] if customer and found and found.is_due else []
-                )
+                due = [customer] if customer and found and found.is_due else []
+                clock.pass_by(connection, [tenant_id], due, revives=revives)
         except Busy:
             return self._unwritten(tenant_id, found)
         found = self._read(tenant_id)
-        if found and found.edition and not found.is_known and found.customer:
-            self._ask(found.customer, KNOW_SECONDS, again=False)
+        unheard = found.customer if found and found.edition and not found.is_known else None
+        if found is None:  # forgotten, and linked again
+            unheard = customer
+        if unheard:
+            self._ask(unheard, KNOW_SECONDS, again=False)
             found = self._read(tenant_id)
         if found is None or not found.is_known or not found.edition:
             raise StateUnknown

@@ -140,7 +140,8 @@ _ENSURE = text("""
     ORDER BY id ON CONFLICT DO NOTHING
 """)
 _LOCK = text("""
-    SELECT tenant_id, version, digest, stripe_customer_id, extract(epoch FROM as_of)::float8, fed
+    SELECT tenant_id, version, digest, stripe_customer_id, extract(epoch FROM as_of)::float8, fed,
+           edition = :never
     FROM tenant_states
     WHERE tenant_id = ANY(:tenants) ORDER BY tenant_id FOR NO KEY UPDATE
 """)
@@ -153,6 +154,7 @@ _LINKED = text("""
     LEFT JOIN tenant_config t ON t.tenant_id = given.id AND t.stripe_customer_id <> ''
     LEFT JOIN stripe_customers c ON c.stripe_customer_id = t.stripe_customer_id
 """)
+_NAMED = text("SELECT tenant_id FROM tenant_config WHERE tenant_id = ANY(:tenants)")
 _NOW = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 _WRITE = text(f"""
     WITH written AS MATERIALIZED (
@@ -175,9 +177,16 @@ _WRITE = text(f"""
 
 
 def refresh(
-    connection: Connection, tenants: Collection[str], *, confirmed: Mapping[str, float] = NOBODY
+    connection: Connection,
+    tenants: Collection[str],
+    *,
+    confirmed: Mapping[str, float] = NOBODY,
+    revives: bool = False,
 ) -> None:
     """Write these tenants' documents anew. Of those that are `confirmed`, Stripe told us what was true then.
+
+    One that was forgotten stays so until somebody has named it again, by a row in `tenant_config` or by a
+    token (`revives`); and until its document is known, or consumers would not hear that it was gone.
 
     Once per transaction, and the last that it locks: where a version moves, it holds the end of the feed.
     """
@@ -185,17 +194,25 @@ def refresh(
         return
     ids = sorted(tenants)
     connection.execute(_ENSURE, {"tenants": ids})
-    locked = connection.execute(_LOCK, {"tenants": ids}).all()
+    locked = connection.execute(_LOCK, {"tenants": ids, "never": NEVER}).all()
     found = evaluate(connection, ids)
+    forgotten = {row[0] for row in locked if row[-1]}
+    back = forgotten if revives or not forgotten else _named(connection, forgotten)
     rows = []
-    for tenant, version, digest, customer, as_of, fed in locked:
+    for tenant, version, digest, customer, as_of, fed, is_forgotten in locked:
         one = found[tenant]
+        if is_forgotten and (tenant not in back or one.answered_at is None):
+            continue
         measured = one.digest()
         version += measured != bytes(digest)
         held = as_of if as_of is not None and customer == one.tenant.customer else one.answered_at
         at = min(one.now, max(held or 0.0, confirmed.get(tenant, 0.0)))
         rows.append({**one.row(version, measured, at), "moves": one.is_shown and version > fed})
     connection.execute(_WRITE, {"rows": json.dumps(rows)})
+
+
+def _named(connection: Connection, tenants: Collection[str]) -> set[str]:
+    return set(connection.scalars(_NAMED, {"tenants": list(tenants)}))
 
 
 @dataclass(frozen=True, slots=True)

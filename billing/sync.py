@@ -407,11 +407,18 @@ def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: 
 
 
 def hold(db: Database, question: Question, answer: Answer) -> bool:
-    """Write an answer unless a later question or a newer event has overtaken it; settle what it settles."""
+    """Write an answer unless a later question or a newer event has overtaken it; settle what it settles.
+
+    Of a customer that was forgotten as somebody was about to ask, nothing is kept.
+    """
     with db.begin(SYSTEM) as connection:
         questions.lock(connection, question.customer)
         if not questions.is_latest(connection, question):
             return False
+        tenants = customers.owners(connection, [question.customer]).values()
+        if not tenants and not customers.former(connection, question.customer):
+            questions.drop(connection, question.customer)
+            return True
         rows = subscriptions.rows(connection, ids=answer.subscriptions, customers=[question.customer])
         rows = {id: row for id, row in rows.items() if row.customer == question.customer}
         overtaken = {id for id, row in rows.items() if row.heard > question.heard}
@@ -426,7 +433,6 @@ def hold(db: Database, question: Question, answer: Answer) -> bool:
             subscriptions.end(connection, question.customer)
         if answer.entitlements is not None:
             entitlements.replace(connection, question.customer, answer.entitlements)
-        tenants = customers.owners(connection, [question.customer]).values()
         state.refresh(connection, tenants, confirmed={} if overtaken else dict.fromkeys(tenants, math.inf))
     log.info("question.answered", customer=question.customer, put=question.put, again=bool(overtaken))
     return not overtaken

@@ -602,6 +602,21 @@ MUTANTS = [
         "tests/test_forgetting.py::test_nothing_of_ours_brings_a_forgotten_tenant_back",
     ),
     Mutant(
+        "a worker that chose it before brings back who was forgotten",
+        "billing/state.py",
+        "if is_forgotten and (tenant not in back or one.answered_at is None):",
+        "if is_forgotten and one.answered_at is None:",
+        "tests/test_forgetting.py::test_a_worker_that_chose_the_document_before_does_not_bring_the_tenant_back",
+    ),
+    Mutant(
+        "a link hides a deletion that nobody has heard of",
+        "billing/state.py",
+        "if is_forgotten and (tenant not in back or one.answered_at is None):",
+        "if is_forgotten and tenant not in back:",
+        "tests/test_forgetting.py"
+        "::test_the_deletion_is_heard_of_though_the_tenant_is_linked_again_before_anybody_asks",
+    ),
+    Mutant(
         "an answer brings back what a forgotten tenant had",
         "billing/forgetting.py",
         "    questions.drop(connection, customer)\n",

@@ -18,7 +18,7 @@ from tests.conftest import MakeApp, create_customer, link, rows
 from tests.deliveries import a_subscription, an_event, an_invoice, keep, subscribe, take_in
 from tests.test_changes import Ask, a_consumer, ask, ids, subjects
 from tests.test_commands import NO_WAY_TO_STRIPE, say
-from tests.test_feed import Copy
+from tests.test_feed import Copy, end, other, page
 from tests.test_portal_options import wait_until
 from tests.test_state import (
     answered,
@@ -33,7 +33,7 @@ from tests.test_state import (
 )
 from tests.tokens import a_token
 
-__all__ = ["ask"]  # a fixture
+__all__ = ["ask", "other"]  # fixtures
 
 OF_A_TENANT = ("tenant_config", "tenant_links", "overrides", "customer_intents", "checkouts", "checkout_turns")
 OF_A_CUSTOMER = ("subscriptions", "subscription_items", "invoices", "active_entitlements")
@@ -166,6 +166,29 @@ def test_a_copy_drops_the_tenant_and_has_it_again_when_it_comes_back_under_a_lat
     assert (answer.json or {})["stripe"]["customer"] is None
 
 
+def test_the_deletion_is_heard_of_though_the_tenant_is_linked_again_before_anybody_asks(
+    database: Database, make_app: MakeApp, acme: str, customer: str, sandbox: Control
+) -> None:
+    """What it has now is not known before Stripe has told."""
+    had(database, customer)
+    last = end(database)
+    forget(make_app)
+    new = create_customer(sandbox)
+    mine = {"Authorization": f"Bearer {a_token(tenant_id=acme)}"}
+
+    sync.link(database, acme, new, by="test")
+    unknown = make_app(**NO_WAY_TO_STRIPE).test_client().get("/api/entitlements", headers=mine)
+    [gone] = page(database, last).entries
+    rows(database, "UPDATE stripe_customers SET wanted_at = now() RETURNING 1")
+    known = make_app().test_client().get("/api/entitlements", headers=mine)
+    [back] = page(database, gone.id).entries
+
+    assert (unknown.status_code, (unknown.json or {})["code"]) == (503, "state_unknown")
+    assert (gone.tenant_id, gone.body, back.tenant_id) == (acme, "", acme)
+    assert known.json == json.loads(back.body)
+    assert json.loads(back.body)["stripe"]["customer"] == new
+
+
 def test_a_service_that_asks_for_a_forgotten_tenant_does_not_bring_it_back(
     database: Database, make_app: MakeApp, acme: str, customer: str, client: FlaskClient
 ) -> None:
@@ -225,6 +248,24 @@ def test_an_answer_under_way_brings_nothing_back(
 
     assert not held
     assert left(database, OF_A_CUSTOMER) == {}
+
+
+def test_of_a_customer_that_is_forgotten_as_somebody_is_about_to_ask_nothing_is_kept(
+    database: Database, make_app: MakeApp, acme: str, customer: str
+) -> None:
+    had(database, customer)
+    forget(make_app)
+    with database.begin(SYSTEM) as connection:  # by who had read whose it is before
+        questions.want(connection, [customer])
+        [question] = questions.put(connection, seen=10**9, most=1, customer=customer)
+    one = subscriptions.read(a_subscription(customer))
+
+    sync.hold(database, question, sync.Answer(subscriptions={one.id: (one, 1, 2)}))
+
+    assert left(database, OF_A_CUSTOMER) == {}
+    assert rows(database, "SELECT wanted_at, answered_at FROM stripe_customers") == [
+        {"wanted_at": None, "answered_at": None}
+    ]
 
 
 def had_before(database: Database, customer: str, tenant: str = "t_acme") -> None:
@@ -404,3 +445,41 @@ def test_who_links_in_the_same_moment_comes_before_or_after_and_never_in_between
 
     assert "database_busy" in result.output
     assert document(database)["stripe"]["customer"] == customer
+
+
+@pytest.mark.parametrize("verb", ["catch_up", "strike"])
+def test_a_worker_that_chose_the_document_before_does_not_bring_the_tenant_back(
+    database: Database, other: Database, verb: str
+) -> None:
+    team(database)
+    refresh(database, "t_acme")
+    rows(database, "UPDATE tenant_states SET next_look = now(), edition = edition - 1 RETURNING 1")
+
+    with ThreadPoolExecutor(1) as worker:
+        with database.begin(SYSTEM) as connection:
+            state.forget(connection, "t_acme")
+            done = worker.submit(getattr(clock, verb), other)
+            wait_until(lambda: waits(connection) == 1)
+        assert done.result() == 1
+
+    assert rows(database, "SELECT body, edition FROM tenant_states") == [{"body": "", "edition": state.NEVER}]
+
+
+def test_a_service_that_had_read_the_document_before_does_not_bring_the_tenant_back(
+    database: Database, client: FlaskClient
+) -> None:
+    team(database)
+    refresh(database, "t_acme")
+    rows(database, "UPDATE tenant_states SET next_look = now() RETURNING 1")
+    headers = a_consumer(database)
+
+    with ThreadPoolExecutor(1) as service:
+        with database.begin(SYSTEM) as connection:
+            state.forget(connection, "t_acme")
+            asked = service.submit(client.get, "/api/tenants/t_acme/entitlements", headers=headers)
+            wait_until(lambda: waits(connection) == 1)
+        late = asked.result()
+    next_one = client.get("/api/tenants/t_acme/entitlements", headers=headers)
+
+    assert ((late.json or {})["code"], (next_one.json or {})["code"]) == ("state_unknown", "tenant_not_found")
+    assert rows(database, "SELECT body, edition FROM tenant_states") == [{"body": "", "edition": state.NEVER}]

@@ -134,8 +134,8 @@ def get_entitlements(caller: Caller) -> Answer[Entitlements]:
     Decide by `features`; the rest is for showing. A stale document is never a 304.
     """
     documents = service().documents
-    document = documents.synced(caller.tenant_id) if _asks_first() else documents.of(caller.tenant_id)
-    return _answer(document)
+    read = documents.synced if _asks_first() else documents.of
+    return _answer(read(caller.tenant_id, revives=True))
 
 
 def _row(tenant_id: str) -> Query[State | None] | None:
