@@ -276,13 +276,14 @@ _IS_AWAITED = text("""
             SELECT id FROM checkouts WHERE tenant_id = :tenant AND state = 'complete'
             ORDER BY created_at DESC LIMIT 1
         ) AND s.stripe_subscription_id IS NULL
+          AND coalesce(c.created_at > clock_timestamp() - CAST(:within AS interval), true)
     )
 """)
 
 
-def is_awaited(connection: Connection, tenant_id: str) -> bool:
-    """Whether the latest Checkout is complete, and what was bought has not come here yet."""
-    return bool(connection.scalar(_IS_AWAITED, {"tenant": tenant_id}))
+def is_awaited(connection: Connection, tenant_id: str, *, within: timedelta | None = None) -> bool:
+    """Whether the latest Checkout, if begun `within` that, is complete and what was bought has not come yet."""
+    return bool(connection.scalar(_IS_AWAITED, {"tenant": tenant_id, "within": within}))
 
 
 # ---- turns

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from billing.db import Query, metadata
-from billing.errors import AlreadyLinked
+from billing.errors import AlreadyLinked, Busy
 
 tenant_config = Table(
     "tenant_config",
@@ -110,10 +110,8 @@ _RECALL = text("""
 _UNLINKED = text("""
     UPDATE tenant_links SET unlinked_at = clock_timestamp() WHERE tenant_id = :tenant AND unlinked_at IS NULL
 """)
-_UNKNOW = (
-    text("DELETE FROM tenant_config WHERE tenant_id = :tenant"),
-    text("DELETE FROM tenant_links WHERE tenant_id = :tenant"),
-)
+_UNLINK = text("DELETE FROM tenant_config WHERE tenant_id = :tenant RETURNING stripe_customer_id")
+_UNKNOW = text("DELETE FROM tenant_links WHERE tenant_id = :tenant")
 _LINKED = text("""
     INSERT INTO tenant_links (tenant_id, stripe_customer_id, linked_by) VALUES (:tenant, :customer, :by)
 """)
@@ -170,9 +168,15 @@ def link(
     return True
 
 
-def forget(connection: Connection, tenant_id: str) -> bool:
-    """Unlink the tenant, and keep nothing of whom it was linked to. Whether there was anything."""
-    return sum(connection.execute(sql, {"tenant": tenant_id}).rowcount for sql in _UNKNOW) > 0
+def forget(connection: Connection, tenant_id: str, customer: str | None) -> bool:
+    """Unlink the tenant from this customer, and keep nothing of its links. Whether there was anything.
+
+    `Busy` if it has another by now. To look first is not enough: what is not there yet cannot be locked.
+    """
+    unlinked = connection.scalars(_UNLINK, {"tenant": tenant_id}).all()
+    if unlinked and (unlinked[0] or None) != customer:
+        raise Busy("database")
+    return connection.execute(_UNKNOW, {"tenant": tenant_id}).rowcount + len(unlinked) > 0
 
 
 # ---- what a tenant is called

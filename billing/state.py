@@ -311,6 +311,7 @@ _ENTER = text(f"""
     UPDATE tenant_states s SET position = (SELECT position FROM head) - m.place, fed = m.version
     FROM moved m WHERE s.tenant_id = m.tenant_id
 """)  # noqa: S608  # ours
+_KEEP = text("SELECT edition < :never FROM tenant_states WHERE tenant_id = :tenant FOR NO KEY UPDATE")
 _FORGET = text(f"""
     WITH moved AS MATERIALIZED (
         SELECT tenant_id, 0 AS place FROM tenant_states
@@ -333,12 +334,17 @@ def enter(connection: Connection, most: int = CHUNK) -> int:
     return connection.execute(_ENTER, {"most": most}).rowcount
 
 
-def forget(connection: Connection, tenant_id: str) -> bool:
-    """Leave an empty body in the document's place, which the feed tells of. Whether there was a document.
+def lock(connection: Connection, tenant_id: str) -> bool:
+    """Let nobody else write the tenant's document meanwhile. Whether there is one."""
+    return bool(connection.scalar(_KEEP, {"tenant": tenant_id, "never": NEVER}))
+
+
+def forget(connection: Connection, tenant_id: str) -> None:
+    """Leave an empty body in the document's place, if there is one, which the feed tells of.
 
     Should the tenant come back, its versions go on. This locks the end of the feed, as `refresh` does.
     """
-    return connection.execute(_FORGET, {"tenant": tenant_id, "never": NEVER}).rowcount == 1
+    connection.execute(_FORGET, {"tenant": tenant_id, "never": NEVER})
 
 
 # ---- whose turn it is

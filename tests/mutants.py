@@ -617,6 +617,13 @@ MUTANTS = [
         "::test_the_deletion_is_heard_of_though_the_tenant_is_linked_again_before_anybody_asks",
     ),
     Mutant(
+        "forgetting undoes a link that came after the look",
+        "billing/customers.py",
+        '        raise Busy("database")\n',
+        "        pass\n",
+        "tests/test_forgetting.py::test_a_first_link_is_not_undone_by_who_looked_before_it",
+    ),
+    Mutant(
         "an answer brings back what a forgotten tenant had",
         "billing/forgetting.py",
         "    questions.drop(connection, customer)\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from click.testing import Result
@@ -15,7 +16,7 @@ from billing import clock, forgetting, questions, state, subscriptions, sync
 from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import MakeApp, create_customer, link, rows
-from tests.deliveries import a_subscription, an_event, an_invoice, keep, subscribe, take_in
+from tests.deliveries import a_subscription, an_event, an_invoice, at_stripe, keep, subscribe, take_in
 from tests.test_changes import Ask, a_consumer, ask, ids, subjects
 from tests.test_commands import NO_WAY_TO_STRIPE, say
 from tests.test_feed import Copy, end, other, page
@@ -327,6 +328,42 @@ def test_a_subscription_we_had_not_heard_of_is_found_first(
     assert "not over" in forget(make_app).output
 
 
+def test_what_a_former_customer_has_is_asked_of_stripe_which_told_nobody_here(
+    database: Database, make_app: MakeApp, acme: str, customer: str, sandbox: Control
+) -> None:
+    team(database)
+    subscribed = subscribe(sandbox, customer)
+    sync.link(database, acme, create_customer(sandbox), by="test", replace=True)
+
+    refused = forget(make_app)
+    at_stripe(sandbox, "DELETE", f"subscriptions/{subscribed['id']}")
+    done = forget(make_app)
+
+    assert (refused.exit_code, "not over" in refused.output) == (1, True)
+    assert (done.exit_code, left(database, OF_A_TENANT + OF_A_CUSTOMER)) == (0, {})
+
+
+def test_what_was_bought_and_never_came_is_no_hindrance_for_ever(
+    database: Database, make_app: MakeApp, acme: str, customer: str
+) -> None:
+    had(database, customer)
+    rows(
+        database,
+        "INSERT INTO checkouts (id, tenant_id, stripe_customer_id, wish, params, state, stripe_session_id,"
+        " subscription, created_at) VALUES ('c_2', :t, :c, '{}', '{}', 'complete', 'cs_1', 'sub_lost', :at)"
+        " RETURNING 1",
+        t=acme,
+        c=customer,
+        at=datetime.now(UTC) - forgetting.AWAITED,
+    )
+    rows(
+        database,
+        "UPDATE checkouts SET created_at = created_at - interval '1 year' WHERE id = 'c_1' RETURNING 1",
+    )
+
+    assert forget(make_app).exit_code == 0
+
+
 @pytest.mark.parametrize(
     "under_way",
     [
@@ -447,6 +484,29 @@ def test_who_links_in_the_same_moment_comes_before_or_after_and_never_in_between
     assert document(database)["stripe"]["customer"] == customer
 
 
+def test_a_first_link_is_not_undone_by_who_looked_before_it(
+    database: Database, make_app: MakeApp, customer: str, sandbox: Control
+) -> None:
+    """Without a customer there is no row to lock. Who forgets is held up after the look, by an override."""
+    team(database)
+    subscribe(sandbox, customer)
+    override(database, "t_acme", "true")
+
+    with ThreadPoolExecutor(1) as operator:
+        with database.begin(SYSTEM) as connection:
+            connection.execute(text("SELECT FROM overrides FOR UPDATE"))
+            forgotten = operator.submit(forget, make_app)
+            wait_until(lambda: waits(connection) == 1)
+            sync.link(database, "t_acme", customer, by="test")
+        result = forgotten.result()
+
+    assert "database_busy" in result.output
+    assert rows(
+        database, "SELECT tenant_id, stripe_customer_id FROM tenant_links WHERE unlinked_at IS NULL"
+    ) == [{"tenant_id": "t_acme", "stripe_customer_id": customer}]
+    assert left(database, ("tenant_config", "overrides")) == {"tenant_config": 1, "overrides": 1}
+
+
 @pytest.mark.parametrize("verb", ["catch_up", "strike"])
 def test_a_worker_that_chose_the_document_before_does_not_bring_the_tenant_back(
     database: Database, other: Database, verb: str
@@ -483,3 +543,18 @@ def test_a_service_that_had_read_the_document_before_does_not_bring_the_tenant_b
 
     assert ((late.json or {})["code"], (next_one.json or {})["code"]) == ("state_unknown", "tenant_not_found")
     assert rows(database, "SELECT body, edition FROM tenant_states") == [{"body": "", "edition": state.NEVER}]
+
+
+def test_nobody_else_waits_for_the_end_of_the_feed_while_the_trail_is_written(
+    database: Database, make_app: MakeApp, acme: str, customer: str, other: Database
+) -> None:
+    had(database, customer)
+
+    with ThreadPoolExecutor(1) as operator:
+        with database.begin(SYSTEM) as connection:
+            connection.execute(text("LOCK TABLE audit_log IN SHARE MODE"))
+            forgotten = operator.submit(forget, make_app)
+            wait_until(lambda: waits(connection) == 1)
+            with other.begin(SYSTEM) as writer:
+                writer.execute(text("SELECT FROM feed FOR UPDATE NOWAIT"))
+        assert forgotten.result().exit_code == 0
