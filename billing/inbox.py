@@ -297,11 +297,17 @@ _IS_ASKING = text("""
         WHERE customer = :customer AND state = 'asking' AND (CAST(:type AS text) IS NULL OR type = :type)
     )
 """)
+# Each part has an index of its own.
 _RELEASE = text("""
-    WITH asking AS MATERIALIZED (
-        SELECT id FROM inbox WHERE customer = :customer AND state = 'asking' ORDER BY id FOR UPDATE
+    WITH held AS MATERIALIZED (
+        SELECT id FROM inbox
+        WHERE state IN ('asking', 'buried') AND id IN (
+            SELECT id FROM inbox WHERE customer = :customer AND state = 'asking'
+            UNION ALL SELECT id FROM inbox WHERE customer = :customer AND state = 'buried'
+        )
+        ORDER BY id FOR UPDATE
     )
-    UPDATE inbox SET state = 'waiting', reason = NULL FROM asking WHERE inbox.id = asking.id
+    UPDATE inbox SET state = 'waiting', settled_at = NULL, reason = NULL FROM held WHERE inbox.id = held.id
 """)
 # Numbers are given out in order: whatever has a higher one had not arrived when this was read.
 _NEWEST = text("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM inbox_id_seq")
@@ -313,7 +319,10 @@ def is_asking(connection: Connection, customer: str, type: str | None = None) ->
 
 
 def release(connection: Connection, customer: str) -> None:
-    """There will be no answer, for nobody owns the customer any more: its events wait for an owner."""
+    """There will be no answer, for nobody owns the customer any more: its events wait for an owner.
+
+    The buried ones, too, which nobody would replay: whatever waits is pruned in its time.
+    """
     connection.execute(_RELEASE, {"customer": customer})
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import Result
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from billing import clock, forgetting, questions, state, subscriptions, sync
+from billing import clock, forgetting, inbox, questions, state, subscriptions, sync
 from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import MakeApp, create_customer, link, rows
@@ -293,6 +293,26 @@ def test_events_that_waited_for_an_answer_wait_for_an_owner(
 
     assert rows(database, "SELECT state, reason FROM inbox WHERE customer = :c", c=former) == [
         {"state": "waiting", "reason": None}
+    ]
+
+
+def test_what_was_buried_of_it_goes_from_the_inbox_in_its_time_like_the_rest(
+    database: Database, make_app: MakeApp, acme: str, customer: str
+) -> None:
+    had(database, customer)
+    keep(database, an_event("invoice.paid", an_invoice("cus_another")))
+    rows(
+        database,
+        "UPDATE inbox SET state = 'buried', reason = 'x', settled_at = now(), received_at = :past RETURNING 1",
+        past=datetime.now(UTC) - inbox.KEPT - timedelta(hours=1),
+    )
+
+    forget(make_app)
+    with database.begin(SYSTEM) as connection:
+        inbox.prune(connection, after=0)
+
+    assert rows(database, "SELECT state, customer FROM inbox") == [
+        {"state": "buried", "customer": "cus_another"}
     ]
 
 
