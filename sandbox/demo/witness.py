@@ -1,8 +1,9 @@
 """Notes what passes between browser, Stripe and service, and changes none of it.
 
 A webhook counts as arrived when the service has answered 2xx, which is when it is stored. What the service
-answers about a Checkout tells when the browser left, and when its return had the document. From these facts
-`race` says which came first. Kept in memory, the latest only.
+answers about a Checkout tells when the browser left, and when its return had the document; of one that nobody
+was seen to leave for, nothing is noted. From these facts `race` says which came first. Kept in memory, the
+latest only.
 """
 
 import json
@@ -11,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,19 +36,19 @@ class Arrival:
     event: str
     type: str
     about: str | None
-    customer: str | None
+    subscription: str | None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Purchase:
     """One Checkout as this process saw it: when the browser left and came back, and what it was told then."""
 
     session: str
-    left: float | None = None
+    left: float
     returned: float | None = None
     answered: float | None = None
     version: int | None = None
-    customer: str | None = None
+    subscription: str | None = None
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Facts:
                 event=str(event["id"]),
                 type=str(event["type"]),
                 about=thing.get("id"),
-                customer=thing.get("id") if thing.get("object") == "customer" else thing.get("customer"),
+                subscription=subscription_of(thing),
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             return  # taken, and nothing the page could show
@@ -78,30 +79,32 @@ class Facts:
 
     def left(self, answer: Json) -> None:
         """The browser was given a Checkout to go to; the same one again, where it was open already."""
-        purchase = self.purchase(str(answer["session_id"]))
-        purchase.left = purchase.left or self.clock()
+        session, now = str(answer["session_id"]), self.clock()
+        with self.lock:
+            purchase = self.purchases.pop(session, None)
+            self.purchases[session] = purchase or Purchase(session, left=now)  # the latest is last
+            while len(self.purchases) > MOST_PURCHASES:
+                del self.purchases[next(iter(self.purchases))]
 
     def returned(self, session: str) -> None:
-        purchase = self.purchase(session)
-        purchase.returned = purchase.returned or self.clock()
+        """Anybody may say so: of a Checkout that was left for, once."""
+        now = self.clock()
+        with self.lock:
+            purchase = self.purchases.get(session)
+            if purchase and purchase.returned is None:
+                self.purchases[session] = replace(purchase, returned=now)
 
     def answered(self, answer: Json) -> None:
         """The browser was told how its purchase stands."""
         document = answer.get("entitlements")
         if not document:
             return
-        purchase = self.purchase(str(answer["session_id"]))
-        if purchase.answered is None:
-            purchase.version, purchase.customer = document["version"], document["stripe"]["customer"]
-            purchase.answered = self.clock()
-
-    def purchase(self, session: str) -> Purchase:
+        told = {"version": document["version"], "subscription": document["stripe"]["subscription"]}
+        session, now = str(answer["session_id"]), self.clock()
         with self.lock:
-            purchase = self.purchases.pop(session, None) or Purchase(session)
-            self.purchases[session] = purchase  # the latest is last
-            while len(self.purchases) > MOST_PURCHASES:
-                del self.purchases[next(iter(self.purchases))]
-        return purchase
+            purchase = self.purchases.get(session)
+            if purchase and purchase.answered is None:
+                self.purchases[session] = replace(purchase, answered=now, **told)
 
     def shown(self) -> Json:
         """The latest webhooks, newest first, and how the latest purchase went."""
@@ -114,17 +117,23 @@ class Facts:
         }
 
 
+def subscription_of(thing: Json) -> str | None:
+    """The subscription that what an event is about is, or belongs to."""
+    if thing.get("object") == "subscription":
+        return thing.get("id")
+    details = (thing.get("parent") or {}).get("subscription_details") or {}
+    return thing.get("subscription") or details.get("subscription")  # an invoice's, before and since 2025-03-31
+
+
 def race(purchase: Purchase, arrivals: Iterable[Arrival]) -> Json:
     """The purchase, the first webhook that told of it, and which of the two the document came from.
 
     `return`: no webhook had arrived when the browser was told. `webhook`: one had, before the browser was back.
     `either`: it arrived in between; the document is the same whichever it was.
     """
-    arrivals = list(arrivals)
-    begun = purchase.left or purchase.returned or 0.0
-    buyer = purchase.customer or next((a.customer for a in arrivals if a.about == purchase.session), None)
-    of_it = (a for a in arrivals if buyer and a.customer == buyer and a.type.startswith(OF_A_PURCHASE))
-    first = next((a for a in of_it if a.at >= begun), None)
+    since = [a for a in arrivals if a.at >= purchase.left and a.type.startswith(OF_A_PURCHASE)]
+    bought = {purchase.subscription, *(a.subscription for a in since if a.about == purchase.session)} - {None}
+    first = next((a for a in since if a.about == purchase.session or a.subscription in bought), None)
     came_from = None
     if purchase.answered is not None:
         came_from = "either"

@@ -16,7 +16,7 @@ from billing import catalogue, cataloguing, tokens
 from billing.catalogue import Rules
 from billing.db import SYSTEM, Database
 from sandbox.demo import SERVICE_TOKEN, TENANT, ada, place
-from sandbox.demo.witness import Arrival, Purchase, race
+from sandbox.demo.witness import Arrival, Facts, Purchase, race
 from sandbox.server import Control
 from tests.conftest import ROOT, MakeApp, create_customer, link, rows
 from tests.deliveries import WEBHOOK, Json, a_catalogue, a_subscription, an_event, happened, signature
@@ -208,7 +208,7 @@ def test_a_webhook_reaches_the_inbox_byte_for_byte_and_is_noted(
         "event": event["id"],
         "type": event["type"],
         "about": "sub_1",
-        "customer": "cus_1",
+        "subscription": "sub_1",
     }
 
 
@@ -293,8 +293,25 @@ def test_a_purchase_is_seen_from_leaving_to_the_webhook_that_comes_late(
     assert before["left"] < before["returned"] < before["answered"] < after["webhook"]["at"]
 
 
-AN_ARRIVAL = Arrival(5.0, 200, "evt_1", "checkout.session.completed", "cs_1", "cus_1")
-A_PURCHASE = Purchase("cs_1", left=1.0, returned=4.0, answered=6.0, version=2, customer="cus_1")
+def test_a_made_up_return_does_not_take_the_place_of_a_purchase(
+    browse: MakeBrowser, database: Database, sandbox: Control
+) -> None:
+    a_catalogue(database, **goods(sandbox).content)
+    browser = browse()
+    wish = {"plan": "team_monthly", "quantity": 5, "return_url": "/demo"}
+
+    browser.get("/demo?checkout=cs_test_made_up")
+    before = browser.facts()["race"]
+    opened = browser.ask("POST", CHECKOUT, json=wish, headers=browser.signed_in).json or {}
+    browser.get("/demo?checkout=cs_test_made_up")
+    race = browser.facts()["race"]
+
+    assert before is None
+    assert (race["session"], race["returned"]) == (opened["session_id"], None)
+
+
+AN_ARRIVAL = Arrival(5.0, 200, "evt_1", "checkout.session.completed", "cs_1", "sub_1")
+A_PURCHASE = Purchase("cs_1", left=1.0, returned=4.0, answered=6.0, version=2, subscription="sub_1")
 
 
 def arrived(at: float, **changes: Any) -> Arrival:
@@ -309,10 +326,15 @@ def arrived(at: float, **changes: Any) -> Arrival:
         ([arrived(3.0), arrived(7.0)], "webhook", 3.0),
         ([arrived(5.0)], "either", 5.0),
         ([arrived(0.5)], "return", None),
-        ([arrived(3.0, customer="cus_2")], "return", None),
-        ([arrived(3.0, type="customer.updated")], "return", None),
+        ([arrived(3.0, type="invoice.paid", about="in_1")], "webhook", 3.0),
+        ([arrived(3.0, about="cs_0", subscription=None)], "return", None),
+        ([arrived(3.0, type="invoice.paid", about="in_0", subscription="sub_0")], "return", None),
+        ([arrived(3.0, type="customer.updated", about="cus_1", subscription=None)], "return", None),
     ],
-    ids=["never", "late", "early", "between", "of an earlier one", "another's", "about something else"],
+    ids=[
+        *("never", "late", "early", "between", "of an earlier one", "of its subscription"),
+        *("of another Checkout", "of another subscription", "of no purchase"),
+    ],
 )
 def test_who_won_the_race_follows_from_when_things_passed(
     arrivals: list[Arrival], came_from: str, first: float | None
@@ -323,12 +345,39 @@ def test_who_won_the_race_follows_from_when_things_passed(
     assert (found["webhook"] or {}).get("at") == first
 
 
-def test_before_the_answer_a_webhook_is_known_by_its_session() -> None:
+def test_before_the_answer_its_session_says_which_subscription_was_bought() -> None:
     waiting = Purchase("cs_1", left=1.0, returned=4.0)
+    earlier = arrived(4.5, type="customer.subscription.created", about="sub_1")
+    another = arrived(2.0, type="customer.subscription.created", about="sub_0", subscription="sub_0")
 
-    found = race(waiting, [arrived(5.0)])
+    found = race(waiting, [another, earlier, arrived(5.0)])
 
-    assert (found["came_from"], found["webhook"]["at"]) == (None, 5.0)
+    assert (found["came_from"], found["webhook"]["at"]) == (None, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("thing", "subscription"),
+    [
+        ({"id": "cs_1", "object": "checkout.session", "subscription": "sub_1"}, "sub_1"),
+        ({"id": "cs_1", "object": "checkout.session", "subscription": None}, None),
+        ({"id": "sub_1", "object": "subscription"}, "sub_1"),
+        ({"id": "in_1", "object": "invoice", "subscription": "sub_1"}, "sub_1"),
+        ({"id": "in_1", "parent": {"subscription_details": {"subscription": "sub_1"}}}, "sub_1"),
+        ({"id": "in_1", "object": "invoice", "parent": {"subscription_details": None}}, None),
+        ({"id": "in_1", "object": "invoice", "parent": None}, None),
+        ({"id": "cus_1", "object": "customer"}, None),
+    ],
+    ids=[
+        *("a Checkout", "an open Checkout", "a subscription", "an invoice of before 2025-03-31", "an invoice"),
+        *("a quote's invoice", "an invoice of nothing", "a customer"),
+    ],
+)
+def test_an_arrival_knows_the_subscription_it_is_about(thing: Json, subscription: str | None) -> None:
+    facts = Facts()
+
+    facts.arrived(200, json.dumps({"id": "evt_1", "type": "any", "data": {"object": thing}}).encode())
+
+    assert [arrival.subscription for arrival in facts.arrivals] == [subscription]
 
 
 # ---- the feed, and the token that reads it
@@ -346,7 +395,7 @@ def service_token(database: Database) -> str:
     """The demo's own, as `make run` has one made."""
     a_catalogue(database)
     with database.begin(SYSTEM) as connection:
-        token, _ = tokens.create(connection, "demo", [tokens.READ], None)
+        token, _ = tokens.create(connection, "demo", (tokens.READ,), None)
     return token
 
 
