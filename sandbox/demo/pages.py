@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from flask import Flask, Response, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.test import Client
 
 from sandbox.demo import SERVICE_TOKEN, ada
@@ -124,7 +124,7 @@ def create_app(service: "WSGIApplication", facts: Facts, environ: Mapping[str, s
 
     @app.post("/workspace/notes")
     def add_note() -> Answer:
-        text = str((request.get_json() or {}).get("text", "")).strip()[:LONGEST_NOTE]
+        text = str(asked().get("text", "")).strip()[:LONGEST_NOTE]
         if not text:
             return {"error": "Write something first"}, 400
         room = room_in(product.features(request.headers.get("Authorization", "")))
@@ -143,7 +143,7 @@ def create_app(service: "WSGIApplication", facts: Facts, environ: Mapping[str, s
 
     @app.put("/workspace/sso")
     def switch_sso() -> Answer:
-        on = (request.get_json() or {}).get("on") is True
+        on = asked().get("on") is True
         features = product.features(request.headers.get("Authorization", ""))
         if on and not features.get("sso", {}).get("enabled"):
             return {"error": "Your plan has no single sign-on", "code": "not_in_plan"}, 403
@@ -179,6 +179,14 @@ def create_app(service: "WSGIApplication", facts: Facts, environ: Mapping[str, s
         return response
 
     return app
+
+
+def asked() -> Json:
+    """What the browser sent, which is a JSON object."""
+    body = request.get_json()
+    if not isinstance(body, dict):
+        raise BadRequest
+    return body
 
 
 def kept_token(environ: Mapping[str, str]) -> str | None:

@@ -177,6 +177,23 @@ def test_notes_and_switches_are_for_those_the_service_knows(browse: MakeBrowser,
     assert [(answer.status_code, answer.json) for answer in answers] == [(401, {"error": "Unauthorized"})] * 3
 
 
+@pytest.mark.parametrize("body", ['"x"', "[1]", "[]", "null", "5", "true", "{"])
+def test_what_is_no_json_object_is_refused_and_changes_nothing(
+    browse: MakeBrowser, database: Database, body: str
+) -> None:
+    give_notes(database, "unlimited")
+    browser = browse()
+    before = browser.get("/demo/workspace").json
+
+    answers = [
+        browser.ask(method, path, data=body, content_type="application/json", headers=browser.signed_in)
+        for method, path in (("POST", "/demo/workspace/notes"), ("PUT", "/demo/workspace/sso"))
+    ]
+
+    assert [(answer.status_code, answer.json) for answer in answers] == [(400, {"error": "Bad Request"})] * 2
+    assert browser.get("/demo/workspace").json == before
+
+
 def test_single_sign_on_is_refused_to_a_plan_without_it(browse: MakeBrowser, database: Database) -> None:
     give_notes(database, "3")
     browser = browse()
