@@ -20,6 +20,7 @@ from werkzeug.test import Client
 
 from sandbox.demo import SERVICE_TOKEN, ada
 from sandbox.demo.witness import Facts
+from sandbox.pages import words
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -31,6 +32,9 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 LONGEST_NOTE = 200
 ROOM_WITHOUT_A_WORD = 3  # notes, where the catalogue has never heard of any
 FEED_PAGE = 50
+
+# The decimals of an amount at Stripe where they are not two. Browsers go by another list.
+DECIMALS = {**dict.fromkeys(sorted(words.WHOLE), 0), **dict.fromkeys(sorted(words.THOUSANDTHS), 3)}
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -106,7 +110,8 @@ def create_app(service: "WSGIApplication", facts: Facts, environ: Mapping[str, s
     def page() -> str:
         if session := request.args.get("checkout"):
             facts.returned(session)
-        return render_template("demo.html", control=control, signed_in=bool(ada.token(environ)))
+        signed_in = bool(ada.token(environ))
+        return render_template("demo.html", control=control, signed_in=signed_in, decimals=DECIMALS)
 
     @app.get("/session")
     def session() -> Answer:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
+from sandbox.pages import words
 from tests.browser.stage import HOUR, PATIENCE, Actor, Stage, pasted
 from tests.sandbox.conftest import wait_until
 
@@ -30,6 +31,24 @@ def test_who_buys_is_back_with_the_right_plan_before_the_webhook(ada: Actor, sta
     expect(race).to_contain_text(f"document v{version + 1}, from the return", timeout=PATIENCE)
     expect(race).to_contain_text("webhook arrived", timeout=PATIENCE)
     assert stage.document()["version"] == version + 1  # the webhook has brought nothing new
+
+
+def test_a_price_is_what_stripe_takes_it_for_in_any_currency(ada: Actor) -> None:
+    currencies = ("usd", "jpy", "kwd", "huf", "isk", "ugx", "mga", "clp", "lbp")
+
+    def abroad(route: Route) -> None:
+        answer = route.fetch()
+        plan = answer.json()["plans"][0]
+        plans = [{**plan, "plan": currency, "amount": 123450, "currency": currency} for currency in currencies]
+        route.fulfill(response=answer, json={"plans": plans})
+
+    ada.page.route("**/api/plans", abroad)
+
+    ada.opens_the_demo()
+
+    expect(ada.page.locator("#plans .price")).to_contain_text(
+        [words.money(123450, currency).replace("\N{NO-BREAK SPACE}", " ") for currency in currencies]
+    )
 
 
 def test_what_the_plan_limits_is_refused_before_and_allowed_after(ada: Actor) -> None:

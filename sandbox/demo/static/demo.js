@@ -3,6 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const main = $("main");
 const control = document.body.dataset.control;
+const decimals = JSON.parse(document.body.dataset.decimals); // of a currency, where they are not two
 const seconds = (number) => new Promise((wake) => setTimeout(wake, number * 1000));
 const json = { "Content-Type": "application/json" };
 
@@ -173,8 +174,8 @@ document.addEventListener("click", (event) => {
 
 function priceOf(plan) {
   if (plan.amount === null) return "";
-  const money = new Intl.NumberFormat("en", { style: "currency", currency: plan.currency.toUpperCase() });
-  const digits = money.resolvedOptions().maximumFractionDigits;
+  const digits = decimals[plan.currency] ?? 2; // as Stripe counts; Intl has a list of its own
+  const money = new Intl.NumberFormat("en", { style: "currency", currency: plan.currency, minimumFractionDigits: digits, maximumFractionDigits: digits });
   const length = plan.interval_count === 1 ? plan.interval : `${plan.interval_count} ${plan.interval}s`;
   return `${money.format(plan.amount / 10 ** digits)} ${plan.per_seat ? "per seat and " : "per "}${length}`;
 }
