@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from playwright.sync_api import Route, expect
 
 from sandbox.pages import words
 from tests.browser.stage import HOUR, PATIENCE, Actor, Stage, pasted
 from tests.sandbox.conftest import wait_until
+
+AWAY = "The service does not answer just now"  # as the demo says it
 
 
 def test_who_buys_is_back_with_the_right_plan_before_the_webhook(ada: Actor, stage: Stage) -> None:
@@ -31,6 +34,69 @@ def test_who_buys_is_back_with_the_right_plan_before_the_webhook(ada: Actor, sta
     expect(race).to_contain_text(f"document v{version + 1}, from the return", timeout=PATIENCE)
     expect(race).to_contain_text("webhook arrived", timeout=PATIENCE)
     assert stage.document()["version"] == version + 1  # the webhook has brought nothing new
+
+
+@pytest.mark.parametrize("unanswered", ["**/demo/session", "**/api/plans", "**/checkout/cs_*"])
+def test_a_return_while_the_service_is_away_is_made_good_when_it_is_back(
+    ada: Actor, stage: Stage, unanswered: str
+) -> None:
+    stage.control.webhooks(drop=1)  # so that nothing but the return can tell
+    ada.opens_the_demo()
+    ada.upgrades(seats=5)
+    ada.page.route(unanswered, lambda route: route.abort())
+
+    ada.pays()
+
+    ada.page.wait_for_url("**/demo?checkout=**")
+    expect(ada.page.locator("main")).to_contain_text(AWAY)
+    ada.page.reload()
+    expect(ada.page.locator("main")).to_contain_text(AWAY)
+    ada.page.unroute(unanswered)
+    ada.sees_plan("Team, 5 seats", "renews on")
+    expect(ada.page.locator("#news")).to_have_text("Welcome back. You have Team, 5 seats.")
+    expect(ada.page.locator("main")).not_to_contain_text(AWAY)
+    assert ada.page.url.endswith("/demo")
+
+
+def test_who_returns_from_the_portal_while_the_service_is_away_sees_the_change_when_it_is_back(
+    ada: Actor, stage: Stage
+) -> None:
+    stage.control.webhooks(drop=1)
+    ada.buys(seats=5)
+    ada.page.wait_for_url("**/demo")
+    ada.goes_to("Add a seat")
+    ada.page.route("**/api/entitlements?sync=true", lambda route: route.abort())
+
+    ada.page.get_by_role("button", name="Confirm").click()
+
+    ada.page.wait_for_url("**/demo?billing=updated")
+    expect(ada.page.locator("#state")).to_contain_text(AWAY)
+    ada.page.unroute("**/api/entitlements?sync=true")
+    ada.sees_plan("Team, 6 seats", "renews on")
+    ada.page.wait_for_url("**/demo")
+
+
+def test_without_a_network_a_button_says_so_and_can_be_pressed_again(ada: Actor) -> None:
+    ada.opens_the_demo()
+    upgrade = ada.page.get_by_role("button", name="Upgrade: Team, by the month")
+    ada.page.get_by_role("button", name="Delete Call the bank").click()
+    note = ada.page.get_by_label("New note")
+
+    ada.page.context.set_offline(True)
+    upgrade.click()
+    expect(ada.page.locator("#trouble")).to_contain_text(AWAY)
+    expect(upgrade).to_be_enabled()
+    note.fill("Call the bank")
+    ada.page.get_by_role("button", name="Add", exact=True).click()
+    expect(ada.page.locator("#refusal")).to_contain_text(AWAY)
+    expect(note).to_have_value("Call the bank")
+    ada.page.context.set_offline(False)
+
+    ada.page.get_by_role("button", name="Add", exact=True).click()
+    expect(ada.page.locator("#notes")).to_contain_text("Call the bank")
+    expect(ada.page.locator("#refusal")).to_be_empty()
+    upgrade.click()
+    ada.page.wait_for_url("**/c/pay/**")
 
 
 def test_a_price_is_what_stripe_takes_it_for_in_any_currency(ada: Actor) -> None:

@@ -16,17 +16,16 @@ if (main) start();
 
 async function start() {
   main.hidden = false;
-  token = (await (await fetch("/demo/session")).json()).token;
-  const returned = new URLSearchParams(location.search);
-  history.replaceState(null, "", "/demo"); // so that a reload is not another return
-  plans = (await billing("/plans")).body.plans ?? [];
+  token = (await insist("/demo/session")).token;
+  plans = (await insist("/api/plans")).plans;
   for (const line of document.querySelectorAll("[data-line]")) makeLine(line);
-  if (returned.get("checkout")) await welcomeBack(returned.get("checkout"));
-  else await look(returned.get("billing") === "updated");
-  showWorkspace(await (await fetch("/demo/workspace")).json());
-  every(2, () => look(false));
+  showWorkspace(await insist("/demo/workspace"));
   every(2, showFacts);
   every(3, showFeed);
+  const returned = new URLSearchParams(location.search);
+  if (returned.get("checkout")) await welcomeBack(returned.get("checkout"));
+  else while (!(await look(returned.get("billing") === "updated"))) await seconds(2);
+  every(2, () => look(false));
 }
 
 function every(pause, task) {
@@ -40,10 +39,36 @@ function every(pause, task) {
 
 // ---- the service
 
-async function billing(path, options = {}) {
+const billing = (path, options) => ask(`/api${path}`, options);
+
+// Always an answer: status 0 and a sentence, where there is no network, no service, or a proxy in its place.
+async function ask(path, options = {}) {
   const headers = { Authorization: `Bearer ${token}`, ...json };
-  const answer = await fetch(`/api${path}`, { cache: "no-cache", ...options, headers });
-  return { status: answer.status, headers: answer.headers, body: await answer.json() };
+  try {
+    const answer = await fetch(path, { cache: "no-cache", ...options, headers });
+    return { status: answer.status, headers: answer.headers, body: await answer.json() };
+  } catch {
+    return { status: 0, headers: new Headers(), body: { error: "The service does not answer just now" } };
+  }
+}
+
+// For what there is no page without.
+async function insist(path) {
+  for (;;) {
+    const { status, body } = await ask(path);
+    say($("trouble"), status === 200 ? "" : `${body.error}. Trying again…`);
+    if (status === 200) return body;
+    await seconds(2);
+  }
+}
+
+function say(place, words) {
+  if (place.textContent !== words) place.textContent = words; // what is said again is not read out again
+}
+
+// Until then the address tells of the return, and a reload is another one.
+function arrived() {
+  history.replaceState(null, "", "/demo");
 }
 
 async function look(sync) {
@@ -53,30 +78,36 @@ async function look(sync) {
   if (sync && status === 200) {
     const done = headers.get("Billing-Sync") !== "failed";
     $("news").textContent = done ? "Welcome back. This is how it stands at Stripe now." : "Welcome back. Stripe does not answer; this was last known.";
+    if (done) arrived();
   }
+  return status === 200;
 }
 
 // The browser may be back before Stripe's webhook is here: ask how the session stands, not the document.
 async function welcomeBack(session) {
-  $("news").textContent = "Welcome back. Asking how your purchase stands…";
-  look(false).catch(() => {});
-  const until = Date.now() + 60_000;
+  say($("news"), "Welcome back. Asking how your purchase stands…");
+  look(false);
+  let until = Date.now() + 60_000;
   while (Date.now() < until) {
     const { status, headers, body } = await billing(`/subscriptions/checkout/${encodeURIComponent(session)}`);
     if (body.status === "complete") {
       show(body.entitlements);
-      $("news").textContent = `Welcome back. You have ${planWords(held)}.`;
-      return;
+      say($("news"), `Welcome back. You have ${planWords(held)}.`);
+      return arrived();
     }
     if (body.status === "expired" || status === 404) {
-      $("news").textContent = "Nothing came of that Checkout. The plans are still here.";
-      return look(false);
+      say($("news"), "Nothing came of that Checkout. The plans are still here.");
+      return arrived();
     }
-    if (body.status === "processing") $("news").textContent = "The payment is on its way. This can take a while.";
-    if (body.status === "open") $("news").textContent = "Nobody has paid yet.";
+    if (body.status === "processing") say($("news"), "The payment is on its way. This can take a while.");
+    if (body.status === "open") say($("news"), "Nobody has paid yet.");
+    if (status !== 200) {
+      say($("news"), `Welcome back. ${body.error}; asking again how your purchase stands…`);
+      until = Date.now() + 60_000; // a minute of answers
+    }
     await seconds(Number(headers.get("Retry-After")) || 2);
   }
-  $("news").textContent = "Still on its way. This page shows it when it is here.";
+  say($("news"), "Still on its way. This page shows it when it is here.");
 }
 
 async function goTo(path, wish, button) {
@@ -268,12 +299,11 @@ function noteLine(note) {
 }
 
 async function workspace(path, method, body) {
-  const headers = { Authorization: `Bearer ${token}`, ...json };
-  const answer = await fetch(`/demo/workspace${path}`, { method, headers, body: body && JSON.stringify(body) });
-  const told = await answer.json();
-  $("refusal").textContent = answer.ok ? "" : `${told.error}.${told.code === "limit_reached" ? " Upgrade for more." : ""}`;
-  if (answer.ok) showWorkspace(told);
-  return answer.ok;
+  const { status, body: told } = await ask(`/demo/workspace${path}`, { method, body: body && JSON.stringify(body) });
+  const isDone = status === 200 || status === 201;
+  $("refusal").textContent = isDone ? "" : `${told.error}.${told.code === "limit_reached" ? " Upgrade for more." : ""}`;
+  if (isDone) showWorkspace(told);
+  return isDone;
 }
 
 $("write")?.addEventListener("submit", async (event) => {
