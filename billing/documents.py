@@ -23,7 +23,7 @@ from billing.stripe_api import Stripe
 
 SYNC_EVERY = timedelta(seconds=5)
 SYNC_SECONDS = 5.0  # how long a reader waits for Stripe when it asks for that
-KNOW_SECONDS = 3.0  # how long one waits for what was never known
+KNOW_SECONDS = 1.2  # for what was never known: services listen for 2, our own work included
 WAITING = 16  # at once in a process: the rest of its threads are for those who need not wait
 
 Synced = Literal["done", "recent", "failed"]

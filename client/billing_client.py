@@ -52,6 +52,7 @@ NEED_SECONDS = 86_400  # longer, while the service fails
 
 PAUSE_SECONDS = 5.0  # after a failure nobody asks for so long; then one does, and the others go on without
 LONGEST_PAUSE_SECONDS = 30.0  # where the service names one
+SLOW_PAUSE_SECONDS = 10.0  # for the tenant whose answer did not come in time: others are asked about first
 AGAIN_SECONDS = (0.1, 0.3)  # before a version that ought to be there is asked for again
 MISSED_SECONDS = 1.0  # for so long nobody insists on a version that has just been missed
 COMPLAIN_SECONDS = 60.0  # between two lines in the log about the same thing
@@ -362,6 +363,7 @@ class BillingClient:
         self._recover()
         now = self._clock()
         with self._lock:
+            held.is_slow = False
             old = held.copy
             if taken.asked < held.forgotten_at:
                 return taken.document
@@ -404,12 +406,16 @@ class BillingClient:
             self._recover()
         with self._lock:
             self._counters["errors"] += 1
-            until = self._clock() + failure.pause
-            if failure.is_general:
-                self._is_failing, self._rests_until = True, until
+            now = self._clock()
+            # Too late again, though others were answered in between: that is about this tenant.
+            is_general = failure.is_general and not (failure.is_late and held.is_slow and not self._is_failing)
+            if is_general:
+                self._is_failing, self._rests_until = True, now + failure.pause
             else:
-                held.rests_until = until
-        whom = "fails" if failure.is_general else "fails for some tenant"
+                held.rests_until = now + failure.pause
+            if failure.is_late:
+                held.is_slow, held.rests_until = True, now + SLOW_PAUSE_SECONDS
+        whom = "fails" if is_general else "fails for some tenant"
         self._complain(whom, f"The billing service {whom} ({failure}): copies and fallbacks serve")
 
     def _recover(self) -> None:
@@ -541,13 +547,14 @@ class _Flight:
 class _Tenant:
     """What is held of a tenant."""
 
-    __slots__ = ("copy", "flight", "forgotten_at", "missed", "rests_until")
+    __slots__ = ("copy", "flight", "forgotten_at", "is_slow", "missed", "rests_until")
 
     def __init__(self) -> None:
         self.copy: _Copy | None = None
         self.flight: _Flight | None = None
         self.rests_until = NEVER  # the service has nothing to say about it until then
         self.forgotten_at = NEVER  # when the feed said so
+        self.is_slow = False  # its last answer did not come in time
         self.missed = 0, NEVER
 
     def lacks(self, at_least: int, now: float) -> bool:
@@ -597,11 +604,14 @@ def _until_end(document: Document, answer: _Answer) -> float:
 
 
 class _Failure(Exception):
-    """No answer that could be used. `is_general`: others would fare no better."""
+    """No answer that could be used. `is_general`: others would fare no better; `is_late`: or they might."""
 
-    def __init__(self, reason: str, *, is_general: bool = True, pause: float = PAUSE_SECONDS) -> None:
+    def __init__(
+        self, reason: str, *, is_general: bool = True, is_late: bool = False, pause: float = PAUSE_SECONDS
+    ) -> None:
         super().__init__(reason)
         self.is_general = is_general
+        self.is_late = is_late
         self.pause = pause
 
 
@@ -791,7 +801,8 @@ class _Service:
             connection = _Connection(self._host, self._port, self._context)
             return self._exchange(connection, path, headers, until, most)
         except FAILURES as e:
-            raise _Failure(type(e).__name__) from None
+            is_late = isinstance(e, (TimeoutError, socket.timeout))  # two things before Python 3.10
+            raise _Failure(type(e).__name__, is_late=is_late) from None
 
     def close(self) -> None:
         while self._idle:

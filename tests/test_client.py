@@ -585,7 +585,7 @@ def test_while_the_service_is_silent_one_asks_and_the_others_go_on(
 ) -> None:
     billing = make_client(timeout=TIMEOUT)
     service.reply = lambda _: silent(service)
-    billing.get(ACME)
+    billing.get("t_globex")
     clock.pass_by(5)
 
     with ThreadPoolExecutor(8) as threads:
@@ -600,6 +600,41 @@ def test_while_the_service_is_silent_one_asks_and_the_others_go_on(
         assert probe.result().origin == "fallback"
 
     assert len(service.asked) == 2
+
+
+def test_a_tenant_whose_answer_never_comes_in_time_holds_up_the_others_once(
+    service: Service, make_client: MakeClient, clock: Clock
+) -> None:
+    """Silence does not say whether it is about one tenant or all. So others are asked about first."""
+    billing = make_client(timeout=TIMEOUT)
+    for tenant in (ACME, "t_globex", "t_initech"):
+        service.put(tenant, 7)
+    service.reply = lambda asked: silent(service) if asked.tenant == ACME else service.by_contract(asked)
+
+    assert billing.get(ACME).origin == "fallback"
+    assert billing.get("t_globex").origin == "fallback"
+    clock.pass_by(5)
+    already = len(service.asked)
+    assert billing.get(ACME).origin == "fallback"
+    assert len(service.asked) == already
+    assert billing.get("t_globex").version == 7
+    clock.pass_by(5)
+    assert billing.get(ACME).origin == "fallback"
+    assert len(service.asked) == already + 2
+    assert billing.get("t_initech").version == 7
+
+
+def test_a_tenant_that_was_slow_once_is_asked_about_again(
+    service: Service, make_client: MakeClient, clock: Clock
+) -> None:
+    billing = make_client(timeout=TIMEOUT)
+    service.put(ACME, 41)
+    service.reply = lambda _: silent(service)
+    billing.get(ACME)
+    service.reply = None
+    clock.pass_by(10)
+
+    assert billing.get(ACME).version == 41
 
 
 def test_an_end_of_the_failure_is_noticed_by_the_next_who_asks(

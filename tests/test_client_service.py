@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from billing import feed, tokens
+from billing import documents, feed, tokens
 from billing.db import SYSTEM, Database
-from client.billing_client import BillingClient
-from tests.conftest import MakeApp, link, rows
+from client.billing_client import TIMEOUT_SECONDS, BillingClient
+from sandbox.server import Control
+from tests.conftest import MakeApp, create_customer, link, rows
 from tests.test_client_feed import Copy, eventually, following, running
 from tests.test_commands import say
 from tests.test_state import override, refresh, team
@@ -154,6 +155,19 @@ def test_a_service_that_restarts_takes_nothing_away(house: House) -> None:
     house.clock.seconds += 5
 
     assert house.billing.get(ACME).origin == "revalidated"
+
+
+def test_a_stripe_that_is_slow_about_one_tenant_takes_nobody_elses_answer_away(
+    house: House, sandbox: Control
+) -> None:
+    """The service gives up, and says so, while the client still listens: it waits for less long than that."""
+    link(house.database, "t_new", create_customer(sandbox))
+    sandbox.fault("hang")
+
+    assert documents.KNOW_SECONDS < TIMEOUT_SECONDS / 1.5  # its own work takes time, too
+    assert house.billing.get("t_new").origin == "fallback"
+    assert house.billing.get(ACME).origin == "changed"
+    assert house.billing.counters()["errors"] == 1
 
 
 def test_a_token_that_was_revoked_leaves_the_last_copy(house: House) -> None:
