@@ -124,7 +124,8 @@ class Batch:
     """Changes in their order. Apply them and move your cursor from `after` to `cursor` in one transaction.
 
     Within an `epoch` a version that is lower than yours is older. A new epoch is another database of the
-    service's, restored or promoted, told from its beginning: all of it holds, lower versions included.
+    service's, restored or promoted, told from its beginning: all of it holds, lower versions included. Where
+    that has no tenant yet, a batch without changes leads there.
     """
 
     changes: tuple[Change, ...]
@@ -443,7 +444,7 @@ class BillingClient:
             answer = self._changes(None, None)
         if answer.status != 200:
             raise _refusal(answer)
-        batch = _batch(_json(answer.body), cursor)
+        batch = _batch(_json(answer.body), cursor) or _beginning(answer, cursor)
         return _Page(batch, batch.cursor if batch else cursor, None if batch else answer.tag, sent, answer)
 
     def _changes(self, cursor: str | None, tag: str | None) -> _Answer:
@@ -739,6 +740,15 @@ def _batch(events: Any, after: str | None) -> Batch | None:
         raise _Failure("the feed does not go forward")
     ours = (event for event in events if event.get("type") == "billing.tenant.state")
     return Batch(tuple(_change(event) for event in ours), after, cursors[-1], places[-1][0])
+
+
+def _beginning(answer: _Answer, after: str | None) -> Batch | None:
+    """Into another epoch that has nothing yet. No event tells of it, but the tag of its end is a cursor."""
+    cursor = (answer.tag or "").removeprefix("W/").strip('"')
+    found = CURSOR.fullmatch(cursor)
+    if found is None or int(found[2]) > 0 or found[1] == _epoch(after):
+        return None
+    return Batch((), after, cursor, found[1])
 
 
 def _change(event: dict[str, Any]) -> Change:

@@ -226,6 +226,42 @@ def test_another_database_of_the_services_is_believed(
     assert GLOBEX not in copy.documents()
 
 
+def test_of_an_empty_database_the_copy_is_empty(service: Service, billing: BillingClient, copy: Copy) -> None:
+    """No event tells of its epoch. The cursor moves there first, and then `caught_up` is told of it."""
+    service.put(ACME, 42)
+    told: list[tuple[str | None, str | None]] = []
+
+    def caught_up(epoch: str | None) -> None:
+        told.append((epoch, copy.load()))
+        copy.caught_up(epoch)
+
+    with running(billing.follow, every=EVERY, load=copy.load, apply=copy.apply, caught_up=caught_up):
+        eventually(lambda: copy.documents() == service.documents)
+        service.become_another("r2d2")
+        eventually(lambda: copy.documents() == {})
+
+    assert copy.applied[-1] == Batch((), "k3f9-0000000000000001", "r2d2-0", "r2d2")
+    assert {(epoch, cursor) for epoch, cursor in told} == {
+        ("k3f9", "k3f9-0000000000000001"),
+        ("r2d2", "r2d2-0"),
+    }
+
+
+@pytest.mark.parametrize("tag", ['W/"r2d2-7"', 'W/"r2d2"', '"5e1f"', "r2d2-0", ""])
+def test_a_tag_that_names_no_beginning_moves_nobody(
+    service: Service, billing: BillingClient, copy: Copy, tag: str
+) -> None:
+    """A proxy may have put it there."""
+    service.put(ACME, 1)
+    with following(billing, copy):
+        eventually(lambda: copy.documents() == service.documents)
+        service.reply = lambda _: answer([], ETag=tag)
+        at_the_end(service, billing)
+
+    assert copy.load() == "k3f9-0000000000000001"
+    assert copy.documents() == service.documents
+
+
 def test_an_older_version_in_the_same_epoch_is_not_taken(
     service: Service, billing: BillingClient, copy: Copy
 ) -> None:
@@ -507,6 +543,19 @@ def test_another_database_replaces_what_is_kept(service: Service, billing: Billi
         assert billing.get(GLOBEX).origin == "fallback"
 
     assert asked_directly(service) == 1
+
+
+def test_an_empty_database_keeps_nothing_of_another_fresh(
+    service: Service, billing: BillingClient, clock: Clock
+) -> None:
+    service.put(ACME, 42, sso=True)
+
+    with kept_warm(billing):
+        clock.pass_by(31)
+        at_the_end(service, billing)
+        assert billing.get(ACME).origin == "fresh"
+        service.become_another("r2d2")
+        eventually(lambda: billing.get(ACME).origin == "fallback")
 
 
 def test_the_feed_drives_out_nobody_who_is_asked_for(service: Service, clock: Clock) -> None:

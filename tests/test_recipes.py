@@ -165,6 +165,18 @@ def test_the_copy_follows_changes_deletions_and_a_restored_database(consumer: Co
     assert len(consumer.ask("SELECT DISTINCT epoch FROM tenant_billing")) == 1
 
 
+def test_the_copy_of_a_database_that_lost_everything_is_empty(consumer: Consumer) -> None:
+    refresh(consumer.service, "t_acme", "t_globex")
+    consumer.catches_up()
+    rows(consumer.service, "DELETE FROM tenant_states RETURNING 1")
+    with consumer.service.begin(SYSTEM) as connection:
+        feed.rewind(connection)
+
+    consumer.catches_up()
+
+    assert consumer.copies() == {}
+
+
 def test_two_processes_keep_one_copy(consumer: Consumer) -> None:
     refresh(consumer.service, *(f"t_{number:03}" for number in range(250)))
 
