@@ -107,6 +107,7 @@ class Entry:
     tenant_id: str
     changed_at: str
     body: str
+    lasts_until: str | None  # time may change it then
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ _READ = f"""
            OR head.has_moved AND (
                entry.position IS NULL OR head.asked_at <= clock_timestamp() - interval '5 seconds'
            ) AS is_news,
-           entry.position, entry.tenant_id, entry.changed_at, entry.body
+           entry.position, entry.tenant_id, entry.changed_at, entry.body, entry.lasts_until
     FROM (
         SELECT known.epoch, known.position, known.since, c.asked_at,
                (c.epoch, c.position) IS DISTINCT FROM (known.epoch, known.since) AS has_moved
@@ -140,7 +141,8 @@ _READ = f"""
     ) AS head
     LEFT JOIN LATERAL (
         SELECT s.position, s.tenant_id, s.body,
-               to_char(s.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS changed_at
+               to_char(s.changed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS changed_at,
+               to_char(s.next_look AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS lasts_until
         FROM tenant_states s
         WHERE head.since < head.position AND s.position > head.since
           AND (s.as_of IS NOT NULL AND s.edition > 0 OR s.body = '')

@@ -117,6 +117,7 @@ class Change:
 
     tenant_id: str
     document: Document | None
+    lasts_until: datetime | None = None  # time may change the document then
 
 
 @dataclass(frozen=True)
@@ -474,7 +475,7 @@ class BillingClient:
         if change.document is None:
             held.copy, held.forgotten_at = None, self._clock()
             return
-        taken = _copy_of_feed(change.document, page, self._epoch)
+        taken = _copy_of_feed(change.document, change.lasts_until, page, self._epoch)
         if old and old.document.version == change.document.version and old.epoch in (None, self._epoch):
             held.copy = replace(old, epoch=self._epoch)
         elif old is None or self._supersedes(taken, old, page.sent):
@@ -578,7 +579,7 @@ def _copy(document: Document, tag: str | None, answer: _Answer, sent: float, epo
     """How long it may serve is what the answer says, and less where an end is known."""
     allowed = answer.directives
     base = sent - (answer.seconds("Age") or 0)
-    end = _until_end(document, answer)
+    end = _until(document.valid_until, answer)
     fresh = min(FRESH_SECONDS, _seconds(allowed.get("max-age")) or 0, end)
     spare = fresh + min(SPARE_SECONDS, _seconds(allowed.get("stale-while-revalidate")) or 0)
     last = fresh + min(NEED_SECONDS, _seconds(allowed.get("stale-if-error")) or 0)
@@ -587,18 +588,19 @@ def _copy(document: Document, tag: str | None, answer: _Answer, sent: float, epo
     return _Copy(document, tag, sent, base + fresh, base + min(spare, end), base + min(last, end), epoch)
 
 
-def _copy_of_feed(document: Document, page: _Page, epoch: str | None) -> _Copy:
-    last = page.sent + min(NEED_SECONDS, _until_end(document, page.answer))
+def _copy_of_feed(document: Document, lasts_until: datetime | None, page: _Page, epoch: str | None) -> _Copy:
+    ends = (_until(moment, page.answer) for moment in (document.valid_until, lasts_until))
+    last = page.sent + min(NEED_SECONDS, *ends)
     return _Copy(document, None, page.sent, page.sent, page.sent, last, epoch)
 
 
-def _until_end(document: Document, answer: _Answer) -> float:
-    """Seconds until access may end, by the service's clock, which is read to a second."""
-    if document.valid_until is None:
+def _until(end: datetime | None, answer: _Answer) -> float:
+    """Seconds until then, if that is known, by the service's clock, which is read to a second."""
+    if end is None:
         return float("inf")
     if answer.date is None:
         return 0.0
-    return max(0.0, (document.valid_until - answer.date).total_seconds() - 1)
+    return max(0.0, (end - answer.date).total_seconds() - 1)
 
 
 # ---- reading what came
@@ -757,7 +759,7 @@ def _change(event: dict[str, Any]) -> Change:
         raise _Failure("an event of the feed names no tenant")
     if event.get("method") == "DELETE":
         return Change(tenant, None)
-    return Change(tenant, _document(event.get("data"), tenant))
+    return Change(tenant, _document(event.get("data"), tenant), _moment(event.get("lastsuntil")))
 
 
 def _epoch(cursor: str | None) -> str | None:

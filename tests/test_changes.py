@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -81,6 +82,20 @@ def test_a_change_is_a_cloud_event_with_the_document_as_it_is_stored(database: D
         "time": f"{stored['changed_at']:%Y-%m-%dT%H:%M:%SZ}",
         "datacontenttype": "application/json",
     }
+
+
+def test_a_change_says_when_time_may_change_the_document(database: Database, ask: Ask) -> None:
+    """To the second, and none too late: a copy must not outlive it."""
+    team(database)
+    ends = datetime(2100, 1, 2, 3, 4, 5, 900_000, tzinfo=UTC)
+    override(database, "t_1", "true", expires_at=ends.timestamp())
+    override(database, "t_2", "true", expires_at=ends.timestamp())
+    with database.begin(SYSTEM) as connection:
+        state.forget(connection, "t_1")
+    refresh(database, "t_3")
+
+    said = {event["subject"]: event.get("lastsuntil") for event in ask().json or []}
+    assert said == {"t_1": None, "t_2": "2100-01-02T03:04:05Z", "t_3": None}
 
 
 @pytest.mark.parametrize("tenant", ['t_"\\', "t_\n\x7f", "t_é\u2028😀", "</script>"], ids=ascii)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,7 @@ NONSENSE: dict[str, Reply] = {
     "no tenant": lambda _: answer([event(subject="")]),
     "another tenant's data": lambda _: answer([event(subject=GLOBEX)]),
     "no data": lambda _: answer([event(data=None)]),
+    "an end that is a word": lambda _: answer([event(lastsuntil="soon")]),
     "304 to a question without a tag": lambda _: answer(status=304, Content_Length=""),
     "half": lambda _: [answer([event()], Content_Length="9000")],
 }
@@ -448,6 +450,22 @@ def test_what_the_feed_brought_ends_with_its_end(
         assert not billing.enabled(ACME, "sso")
 
     assert asked_directly(service) == 1
+
+
+def test_what_the_feed_brought_serves_in_need_until_time_may_change_it(
+    service: Service, billing: BillingClient, clock: Clock
+) -> None:
+    """What an operator granted for an hour ends then, though access has no end that is known."""
+    service.lasts_until[ACME] = service.now + timedelta(hours=1)
+    service.put(ACME, 1, sso=True)
+    with kept_warm(billing):
+        pass
+    service.stop()
+
+    clock.pass_by(3598)
+    assert billing.enabled(ACME, "sso")
+    clock.pass_by(2)
+    assert not billing.enabled(ACME, "sso")
 
 
 def test_the_feed_alone_keeps_nothing_fresh_for_ever(

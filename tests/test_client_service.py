@@ -126,6 +126,19 @@ def test_what_an_operator_granted_for_seconds_is_kept_no_longer(house: House) ->
     house.open()
 
 
+def test_what_an_operator_granted_for_seconds_the_feed_keeps_no_longer(house: House) -> None:
+    override(house.database, ACME, "true", expires_at=time.time() + 20)
+    with as_long_as(house, house.billing.keep_warm):
+        assert house.billing.get(ACME).origin == "fresh"
+    house.close()
+
+    house.clock.seconds += 17
+    assert house.billing.enabled(ACME, "sso")
+    house.clock.seconds += 4
+    assert not house.billing.enabled(ACME, "sso")
+    house.open()
+
+
 @pytest.mark.parametrize("tenant", ["a/b", "t %25\u00e9", "../t_acme", "t_acme/", "T_ACME"])
 def test_each_id_is_one_tenants_or_nobodys(house: House, tenant: str) -> None:
     assert house.billing.get(tenant).origin == "fallback"

@@ -54,6 +54,7 @@ class Service:
         self.asked: list[Asked] = []
         self.now = datetime(2031, 1, 1, tzinfo=UTC)  # nobody's clock but its own
         self.documents: dict[str, dict[str, Any]] = {}
+        self.lasts_until: dict[str, datetime] = {}  # where time may change a document, for the feed to say
         self.feed: list[tuple[int, str]] = []
         self.epoch, self.head = "k3f9", 0
         self.cached = "private, max-age=30, stale-while-revalidate=60, stale-if-error=86400"
@@ -190,12 +191,13 @@ class Service:
         return answer([self._event(*entry) for entry in page], ETag=tag, Date=self.date)
 
     def _event(self, position: int, tenant: str) -> dict[str, Any]:
-        document = self.documents.get(tenant)
+        document, end = self.documents.get(tenant), self.lasts_until.get(tenant)
         return {
             "specversion": "1.0",
             "id": f"{self.epoch}-{position:016d}",
             "type": "billing.tenant.state",
             "subject": tenant,
+            **({"lastsuntil": end.isoformat()} if end else {}),
             **({"data": document} if document else {"method": "DELETE"}),
         }
 

@@ -73,6 +73,11 @@ class Event(BaseModel):
 class Changed(Event):
     """A tenant whose document changed, with the document of now."""
 
+    lastsuntil: Moment | None = Field(
+        None,
+        description="Time may change the document then; without it, time does not",
+        examples=["2026-12-20T10:00:00Z"],
+    )
     datacontenttype: Literal["application/json"]
     data: Entitlements
 
@@ -167,4 +172,5 @@ def _event(entry: Entry) -> str:
     )
     if not entry.body:
         return head + '"method": "DELETE"}'
-    return head + f'"datacontenttype": "application/json", "data": {entry.body}}}'
+    lasts = f'"lastsuntil": "{entry.lasts_until}", ' if entry.lasts_until else ""
+    return head + f'{lasts}"datacontenttype": "application/json", "data": {entry.body}}}'
