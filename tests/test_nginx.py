@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,12 +156,13 @@ def is_json_error(answer: requests.Response, status: int) -> bool:
     )
 
 
-def raw(address: str, request: bytes) -> bytes:
+def raw(address: str, request: bytes, *, ends: bool = True) -> bytes:
     """The answer to bytes that no well-behaved client sends."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as line:
         line.sendall(request)
-        line.shutdown(socket.SHUT_WR)
+        if ends:
+            line.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: line.recv(65536), b""))
 
 
@@ -245,6 +247,29 @@ def test_a_flood_from_one_address_is_slowed_down(nginx_before: Before) -> None:
     assert refused
     assert all(is_json_error(answer, 429) for answer in refused)
     assert {answer.status_code for answer in answers[:200]} == {502}
+
+
+@pytest.mark.parametrize("path", ["/api/changes?limit=100", "/api/tenants/t_8f2/entitlements"])
+def test_a_service_asks_for_all_its_tenants_from_one_address(nginx_before: Before, path: str) -> None:
+    """10,000 tenants that are looked up every 30 s are 333 requests a second; here they come at once."""
+    nginx = nginx_before(a_free_port())
+
+    with requests.Session() as caller:
+        answers = [caller.get(f"{nginx}{path}") for _ in range(600)]
+
+    assert {answer.status_code for answer in answers} == {502}
+
+
+def test_a_flood_of_what_services_ask_is_slowed_down_too(nginx_before: Before) -> None:
+    nginx = nginx_before(a_free_port())
+    one = b"GET /api/tenants/t_8f2/entitlements HTTP/1.1\r\nHost: a\r\n\r\n"
+    last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    with ThreadPoolExecutor(8) as callers:  # no answer is waited for, so faster than the refill
+        answers = b"".join(callers.map(lambda _: raw(nginx, one * 499 + last, ends=False), range(16)))
+
+    assert answers.count(b"HTTP/1.1 502 ") >= 2000
+    assert b"HTTP/1.1 429 " in answers
 
 
 @pytest.mark.parametrize(
