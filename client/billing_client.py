@@ -69,6 +69,7 @@ KEPT_OPEN = 8  # connections
 IDLE_SECONDS = 30.0  # what lies idle for longer may have been forgotten by somebody on the way
 
 NEVER = float("-inf")
+STEPS = (".", "..")  # what a proxy takes for a step in the path, the service has no document of
 TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e]{1,100}")')
 CURSOR = re.compile(r"([!-~]{1,100})-(\d{1,20})")
 FAILURES = (OSError, http.client.HTTPException, ValueError, RuntimeError)  # of a network, and of who lies
@@ -275,7 +276,7 @@ class BillingClient:
                 return copy.document
             flight, leads = held.flight, held.flight is None
             if flight is None:
-                if not self._may_ask(held, is_old, now):
+                if tenant in STEPS or not self._may_ask(held, is_old, now):
                     return self._in_need(tenant, held, now)
                 flight = held.flight = _Flight()
             elif self._is_failing:

@@ -173,7 +173,7 @@ def test_an_empty_tenant_is_refused(billing: BillingClient) -> None:
 
 @pytest.mark.parametrize(
     "tenant",
-    ["a/b", "..", "a b", "a?b#c", "100%25", "zo\u00eb/\u65e5\u672c", "a\r\nHost: evil", "x" * 500],
+    ["a/b", "...", "a b", "a?b#c", "100%25", "zo\u00eb/\u65e5\u672c", "a\r\nHost: evil", "x" * 500],
     ids=["slash", "dots", "blank", "query", "percent", "unicode", "line break", "long"],
 )
 def test_any_id_arrives_as_it_is(service: Service, billing: BillingClient, tenant: str) -> None:
@@ -182,6 +182,19 @@ def test_any_id_arrives_as_it_is(service: Service, billing: BillingClient, tenan
     assert billing.get(tenant).version == 7
     assert service.asked[0].headers["authorization"] == f"Bearer {TOKEN}"
     assert set(service.asked[0].path) <= set(map(chr, range(33, 127)))
+
+
+@pytest.mark.parametrize("tenant", [".", ".."])
+def test_an_id_that_is_lost_on_the_way_is_not_asked_about(
+    service: Service, billing: BillingClient, tenant: str
+) -> None:
+    """A proxy takes it for a step in the path, and would ask about something else."""
+    service.put(tenant, 1, sso=True)
+
+    assert billing.get(tenant).origin == "fallback"
+    assert billing.get(tenant, at_least=1).is_behind
+    assert service.asked == []
+    assert billing.counters()["errors"] == 0
 
 
 def test_an_id_that_is_no_text_harms_nobody(service: Service, billing: BillingClient) -> None:

@@ -1,7 +1,7 @@
 """`PUT /api/tenants/{tenant_id}`: what a service of the house says of a tenant; and tenants in addresses.
 
-An id may be any that a token may name, percent-encoded. What no token could name is answered as what nobody
-has heard of.
+An id may be any that a token may name, percent-encoded, but for `.` and `..`. What no token could name is
+answered as what nobody has heard of, and so are those two.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TENANT_ID = {
     "example": "t_8f2",
 }
 NO_UTF_8 = "\ufffd"  # stands where the address was none
+STEPS = frozenset({".", ".."})  # in a path, which clients and proxies take before anybody sees it
 CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # in Unicode's words; a wide space is none
 
 blueprint = Blueprint("tenants", __name__)
@@ -46,7 +47,8 @@ class TenantConverter(BaseConverter):
 
 def is_id(tenant_id: str) -> bool:
     """Whether a token could name this tenant, and the address does so to the letter."""
-    return is_name(tenant_id) and NO_UTF_8 not in tenant_id and _is_to_the_letter(tenant_id)
+    is_possible = is_name(tenant_id) and NO_UTF_8 not in tenant_id and tenant_id not in STEPS
+    return is_possible and _is_to_the_letter(tenant_id)
 
 
 def _is_to_the_letter(tenant_id: str) -> bool:
