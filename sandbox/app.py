@@ -14,6 +14,7 @@ from typing import Any
 
 import stripe
 from flask import Flask, Request, Response, request
+from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
@@ -79,8 +80,10 @@ def create_app(account: Account, deliveries: Deliveries) -> Flask:
     app.register_error_handler(500, lambda _: Answer.error(failure()).response())
 
     @app.before_request
-    def keep_out_strangers() -> tuple[dict[str, str], int] | None:
+    def keep_out_strangers() -> ResponseReturnValue | None:
         reason = stranger(request, account.public_url)
+        if reason and request.path.startswith("/v1/"):
+            return Answer.error(Refusal(reason, status=403)).response()
         return ({"error": reason}, 403) if reason else None
 
     @app.after_request

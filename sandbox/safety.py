@@ -2,7 +2,7 @@
 
 `refuse_production` ends a start where real keys or a database of another machine are at hand. `stranger`
 finds a call that no page or program of this machine would make: a name that only a hostile DNS leads here,
-or another site's form. Calls to /v1 come by whatever name a service uses, and bring a key.
+or what another site's page sends. Nobody's key makes up for that: the sandbox's own is known to everybody.
 """
 
 from collections.abc import Iterator, Mapping
@@ -71,15 +71,24 @@ def host_of(place: str) -> str:
 
 
 def stranger(request: Request, public_url: str) -> str | None:
-    """Why this call is not answered, or None."""
-    if request.path.startswith("/v1/"):
-        return None
+    """Why this call is not answered, or None. Another site may link to the pages, and do nothing else."""
     name = hostname(f"//{request.host}")
     if name is None or name not in (*HERE, hostname(public_url)):
         return "The sandbox answers as localhost or 127.0.0.1 and by no other name."
-    if request.method not in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Site") == "cross-site":
+    may_be_linked_to = request.method in ("GET", "HEAD") and not request.path.startswith("/v1/")
+    if not may_be_linked_to and comes_from_elsewhere(request, public_url):
         return "Another site sent this: use the sandbox's own pages."
     return None
+
+
+def comes_from_elsewhere(request: Request, public_url: str) -> bool:
+    """Whether a page of another origin made a browser send this. Programs say nothing of the kind."""
+    if site := request.headers.get("Sec-Fetch-Site"):
+        return site not in ("same-origin", "none")
+    # older browsers say only this, and all of them where a public address is neither localhost nor https
+    address = urlsplit(public_url)
+    ours = (f"http://{request.host}", f"{address.scheme}://{address.netloc}")
+    return request.headers.get("Origin", ours[0]) not in ours
 
 
 def hostname(url: str) -> str | None:

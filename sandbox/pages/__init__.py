@@ -2,26 +2,26 @@
 
 Each page calls what /v1 and /_sandbox call and has no rules of its own. `visits` is one request to a page,
 `guests` whose session of the Portal it is, `methods` what can be chosen to pay by, `plans` what to change
-to, and `words` how all that is said. An address is the only credential, so it leaks to nobody; and only a
-page of ours may post here.
+to, and `words` how all that is said. An address is the only credential, so it leaks to nobody; that only a
+page of ours may post here is seen to by `safety`.
 
 Who is done is led on by a page (`left.html`), not by a redirect of the post: browsers hold `form-action`
 against each address such a redirect passes, and where an app sends people on to is not known here.
 """
 
-from flask import Blueprint, Response, g, request
+from flask import Blueprint, Response, g
 
 from sandbox.account import Account
 from sandbox.errors import Refusal
 from sandbox.pages import checkout, invoices, portal, words
-from sandbox.pages.visits import Answer, Gone, gone
+from sandbox.pages.visits import Gone, gone
 
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with none at all a browser would keep the origin of our own forms back
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -32,14 +32,8 @@ def blueprint(account: Account) -> Blueprint:
         hosted.register_blueprint(part.routes)
 
     @hosted.before_request
-    def enter() -> Answer | None:
+    def enter() -> None:
         g.store = account.store
-        if request.method == "POST" and request.headers.get("Sec-Fetch-Site", "none") not in (
-            "same-origin",
-            "none",
-        ):
-            return gone(Gone("This came from elsewhere", "Only a page of the sandbox may send this.", 403))
-        return None
 
     @hosted.after_request
     def protect(response: Response) -> Response:

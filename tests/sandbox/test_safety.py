@@ -1,10 +1,14 @@
 """Where the sandbox does not start, and whom it does not answer."""
 
+from urllib.parse import urlsplit
+
 import pytest
 import requests
+import stripe
 
 from sandbox.safety import CannotStart, refuse_production
 from sandbox.server import Control, open_server, running
+from tests.sandbox.conftest import Raw
 
 LOCAL = {
     "by name": "postgresql://billing@localhost/billing",
@@ -111,23 +115,79 @@ def test_the_address_given_to_browsers_is_answered() -> None:
     assert (own, other) == (200, 403)
 
 
-def test_the_api_answers_by_any_name_to_who_has_the_key(sandbox: Control) -> None:
-    answer = requests.get(
-        f"{sandbox.url}/v1/customers", headers={"Host": "stripe.test"}, auth=(sandbox.key, "")
-    )
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:4242", "localhost.evil.example"])
+def test_the_key_opens_the_api_by_the_names_of_this_machine_alone(raw: Raw, host: str) -> None:
+    refused, answered = (raw("GET", "/v1/customers", headers=headers) for headers in ({"Host": host}, {}))
 
-    assert answer.status_code == 200
+    assert (refused.status_code, answered.status_code) == (403, 200)
+    assert "localhost" in refused.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("origin", ["cross-site", "same-site", "same-origin", "none"])
-def test_forms_of_another_site_are_refused(sandbox: Control, origin: str) -> None:
-    answer = requests.post(
-        f"{sandbox.url}/_sandbox/payments", json={"times": 1}, headers={"Sec-Fetch-Site": origin}
-    )
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+    ],
+    ids=str,
+)
+def test_no_page_of_elsewhere_reaches_the_api_with_a_key_that_is_known(
+    raw: Raw, method: str, header: dict[str, str]
+) -> None:
+    answer = raw(method, "/v1/webhook_endpoints", headers=header, data={})
 
-    refused = origin == "cross-site"
-    assert answer.status_code == (403 if refused else 200)
-    assert sandbox.payments()["declining"] is not refused
+    assert answer.status_code == 403
+    assert "Another site" in answer.json()["error"]["message"]
+
+
+def test_what_the_sdk_raises_of_it_says_why(sandbox: Control, api: stripe.StripeClient) -> None:
+    with pytest.raises(stripe.PermissionError, match="by no other name"):
+        api.v1.customers.list(options={"headers": {"Host": "evil.example"}})
+
+
+@pytest.mark.parametrize(
+    ("header", "is_ours"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://evil.example"}, True),
+        ({"Origin": "http://{here}"}, True),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "http://{here}0"}, False),
+        ({"Origin": "null"}, False),
+    ],
+    ids=str,
+)
+def test_only_a_page_of_ours_may_post(sandbox: Control, header: dict[str, str], is_ours: bool) -> None:
+    here = urlsplit(sandbox.url).netloc
+    header = {name: value.format(here=here) for name, value in header.items()}
+
+    lever = requests.post(f"{sandbox.url}/_sandbox/payments", json={"times": 1}, headers=header)
+    pages = [
+        requests.post(sandbox.url + path, headers=header).status_code
+        for path in ("/p/session/test_none/payment-method", "/c/pay/cs_none", "/i/in_none")
+    ]
+
+    assert lever.status_code == (200 if is_ours else 403)
+    assert pages == [404 if is_ours else 403] * 3
+    assert sandbox.payments()["declining"] is is_ours
+
+
+def test_a_page_at_the_address_given_to_browsers_may_post() -> None:
+    server = open_server(port=0, data=None, key="sk_test_1", public_url="https://stripe.test:8443", environ={})
+    caller = server.app.test_client()  # type: ignore[attr-defined]  # it is Flask's
+
+    origins = ("https://stripe.test:8443", "https://other.test:8443")
+    posts = [caller.post("/i/in_none", headers={"Origin": origin}).status_code for origin in origins]
+
+    server.server_close()
+    assert posts == [404, 403]
 
 
 @pytest.mark.parametrize("header", [{"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}])

@@ -56,7 +56,7 @@ def test_a_process_ends_at_once_though_calls_hang(start: Start, number: int) -> 
     control = control_of(process)
     control.fault("hang")
     caller = socket.create_connection(("127.0.0.1", int(control.url.split(":")[-1])))
-    caller.sendall(b"GET /v1/customers HTTP/1.1\r\nHost: x\r\n\r\n")
+    caller.sendall(b"GET /v1/customers HTTP/1.1\r\nHost: localhost\r\n\r\n")
     wait_until(lambda: bool(control.requests()))
 
     began = time.monotonic()
