@@ -114,13 +114,15 @@ def way_on(session: Json) -> str:
 
 def form(store: Store, session: Json, refusal: Refusal | None = None) -> Answer:
     order = order_of(store, session)
+    free, reduced = trial(store, order["subscription_data"]), reductions(store, session)
     page = render_template(
         "checkout.html",
         session=session,
         lines=order["line_items"],
-        trial=trial(store, order["subscription_data"]),
+        trial=free,
         each_period=sum(line["amount_subtotal"] for line in order["line_items"]),
-        reductions=reductions(store, session),
+        reductions=reduced,
+        later=[each["coupon"] for each in reduced if free or each["coupon"]["duration"] != "once"],
         email=address_of(store, session),
         choices=choices(session),
         given=request.form,

@@ -83,7 +83,7 @@ def name_of(store: Store, price: Json) -> str:
 
 
 def amount_of(store: Store, subscription: Json) -> str:
-    """What each period costs, before and after what is taken off."""
+    """What each period costs, before anything is taken off."""
     items = bills.items_of(store, subscription)
     whole, currency = bills.price_of(items), subscription["currency"]
     return f"{money(whole, currency)} {per(items[0]['price'])}"

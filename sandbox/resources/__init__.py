@@ -2,14 +2,16 @@
 
 An operation is an address, the SDK's type of its parameters and a function of the store and what was
 read from the request; it answers the resource as JSON or raises a Refusal. It runs with the store's
-lock held. Shared here: ids, lists by page, and what `expand` asks for.
+lock held. Shared here: ids, addresses, lists by page, and what `expand` asks for.
 """
 
+import re
 import secrets
 import string
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from sandbox.errors import Refusal, not_here
 from sandbox.store import NO_REQUEST, Json, Store
@@ -49,6 +51,20 @@ def pick(params: Params, *names: str) -> Params:
     for name in params.keys() - {*names, "expand"}:
         raise not_here(f"the parameter '{name}' of this operation")
     return {name: value for name, value in params.items() if name != "expand"}
+
+
+def check_url(url: str | None, param: str) -> None:
+    if url is not None and not is_of_the_web(url):
+        raise Refusal("Not a valid URL", code="url_invalid", param=param)
+
+
+def is_of_the_web(url: str) -> bool:
+    """Whether it has a host, and can be read by those who have to say which."""
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return bool(re.match(r"https?://[^/?#\s]", url))
 
 
 def expanded(call: Call, thing: Json) -> Json:

@@ -5,8 +5,6 @@
 what is waited for, is kept beside the session, which shows of it only `line_items`, when asked to.
 """
 
-import re
-
 from stripe.params.checkout import (
     SessionCreateParams,
     SessionExpireParams,
@@ -21,6 +19,7 @@ from sandbox.errors import Refusal, missing, not_here
 from sandbox.resources import (
     Call,
     Operation,
+    check_url,
     customers,
     listed,
     new_id,
@@ -103,8 +102,7 @@ def check(store: Store, given: Params, mode: str) -> None:
     if "success_url" not in given:
         raise missing("success_url")
     for name in ("success_url", "cancel_url"):
-        if not re.match(r"https?://[^/?#\s]", given.get(name, "http://none")):
-            raise Refusal("Not a valid URL", code="url_invalid", param=name)
+        check_url(given.get(name), name)
     if mode != "setup" and not given.get("line_items"):
         raise missing("line_items")
     if mode != "subscription" and "subscription_data" in given:
@@ -191,6 +189,12 @@ def line_item(store: Store, entry: Params, place: int, mode: str) -> Json:
             param=param,
         )
     quantity = given.get("quantity", 1)
+    if quantity < 1:
+        raise Refusal(
+            "This value must be greater than or equal to 1.",
+            code="parameter_invalid_integer",
+            param=f"line_items[{place}][quantity]",
+        )
     amount = price["unit_amount"] * quantity
     return {
         "id": new_id("li", 24),

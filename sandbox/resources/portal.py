@@ -4,8 +4,6 @@ A session's `url` carries a token; `pages` opens it. Sessions cannot be asked fo
 Which products a configuration lets customers change to is told only to those who expand it.
 """
 
-import re
-
 from stripe.params.billing_portal import (
     ConfigurationCreateParams,
     ConfigurationListParams,
@@ -16,7 +14,7 @@ from stripe.params.billing_portal import (
 
 from sandbox import bills
 from sandbox.errors import Refusal, missing, no_such
-from sandbox.resources import Call, Operation, customers, merged, merged_metadata, new_id, page, pick
+from sandbox.resources import Call, Operation, check_url, customers, merged, merged_metadata, new_id, page, pick
 from sandbox.store import Json, Store
 from sandbox.wire import Params
 
@@ -269,11 +267,6 @@ def check_update(item: Json, entries: list[Params], products: list[Json]) -> Non
 
 def cannot(kind: str, reason: str) -> Refusal:
     return Refusal(f"This subscription cannot be {FLOWS[kind]} because {reason}.")
-
-
-def check_url(url: str | None, param: str) -> None:
-    if url is not None and not re.match(r"https?://[^/?#\s]", url):
-        raise Refusal("Not a valid URL", code="url_invalid", param=param)
 
 
 OPERATIONS = [

@@ -14,8 +14,7 @@ from stripe.params import (
 )
 
 from sandbox.errors import not_here
-from sandbox.resources import Call, Operation, listed, merged_metadata, new_id, pick
-from sandbox.resources.portal import check_url
+from sandbox.resources import Call, Operation, check_url, listed, merged_metadata, new_id, pick
 from sandbox.store import Json, Store
 
 KIND = "webhook_endpoint"

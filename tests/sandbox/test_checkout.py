@@ -241,3 +241,23 @@ def test_a_wrong_address_is_refused_before_anybody_is_asked(shop: Shop) -> None:
         checkout.complete(shop.store, session["id"], "pm_card_threeDSecureRequired", email="bob@")
     with pytest.raises(Refusal, match="Nobody is to be authenticated"):
         checkout.authenticate(shop.store, session["id"])
+
+
+@pytest.mark.parametrize("name", ["success_url", "cancel_url"])
+@pytest.mark.parametrize("url", ["ftp://app.example", "http://", "http://[x", "http://a[b]"])
+def test_an_address_that_cannot_be_read_is_refused(shop: Shop, name: str, url: str) -> None:
+    with pytest.raises(Refusal, match="Not a valid URL") as refused:
+        a_session(shop, **{name: url})
+
+    assert refused.value.body["error"]["param"] == name
+
+
+def test_nobody_buys_nothing(shop: Shop) -> None:
+    """As at Stripe, though a subscription may go down to none afterwards: stripe/openapi#93."""
+    items = [{"price": shop.price, "quantity": 0}]
+
+    with pytest.raises(Refusal, match="greater than or equal to 1") as refused:
+        checkout.create(shop.call(line_items=items, mode="subscription", success_url="https://app.example/"))
+
+    assert refused.value.body["error"]["param"] == "line_items[0][quantity]"
+    assert refused.value.body["error"]["code"] == "parameter_invalid_integer"

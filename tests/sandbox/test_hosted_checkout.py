@@ -181,6 +181,31 @@ def test_a_trial_is_free_at_first_and_says_what_comes_then(counter: Counter, api
     assert api.v1.subscriptions.retrieve(str(counter.again(session).subscription)).status == "trialing"
 
 
+@pytest.mark.parametrize(
+    ("coupon", "trial", "said"),
+    [
+        ({"duration": "once"}, False, "Then €36.00 per month, until canceled."),
+        ({"duration": "once"}, True, "then €36.00 per month, less 50% off once, until canceled."),
+        ({"duration": "forever"}, False, "Then €36.00 per month, less 50% off, until canceled."),
+        (
+            {"duration": "repeating", "duration_in_months": 3},
+            False,
+            "Then €36.00 per month, less 50% off for 3 months from today, until canceled.",
+        ),
+    ],
+    ids=["once", "once, after a trial", "forever", "for some months"],
+)
+def test_what_comes_then_is_less_only_what_is_still_taken_off(
+    counter: Counter, coupon: dict[str, Any], trial: bool, said: str
+) -> None:
+    params: Any = {"percent_off": 50, **coupon}
+    more: Any = {"subscription_data": {"trial_period_days": 14}} if trial else {}
+
+    page = page_of(counter.opens(discounts=[{"coupon": counter.api.v1.coupons.create(params).id}], **more))
+
+    assert said in page.text
+
+
 def test_a_trial_until_a_date_names_it(sandbox: Control, counter: Counter) -> None:
     end = sandbox.now() + 10 * DAY
 
