@@ -9,12 +9,14 @@ Who is done is led on by a page (`left.html`), not by a redirect of the post: br
 against each address such a redirect passes, and where an app sends people on to is not known here.
 """
 
-from flask import Blueprint, Response, g
+from flask import Blueprint, Response, g, make_response, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from sandbox.account import Account
 from sandbox.errors import Refusal
 from sandbox.pages import checkout, invoices, portal, words
-from sandbox.pages.visits import Gone, gone
+from sandbox.pages.visits import Gone, gone, no_page
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -38,6 +40,19 @@ def blueprint(account: Account) -> Blueprint:
     @hosted.after_request
     def protect(response: Response) -> Response:
         response.headers.update(HEADERS)
+        return response
+
+    @hosted.app_errorhandler(NotFound)
+    @hosted.app_errorhandler(MethodNotAllowed)
+    def nowhere(error: HTTPException) -> ResponseReturnValue:
+        """An address without a view is no blueprint's, so this is asked about those of levers, too."""
+        if request.path.startswith("/_sandbox/"):
+            return {"error": f"No such lever: {request.method} {request.path}"}, error.code or 404
+        why = no_page()
+        if error.code == 405:
+            why = Gone("Nothing is shown here", "Go back to the page before, and on from there.", 405)
+        response = protect(make_response(gone(why)))
+        response.allow.update(getattr(error, "valid_methods", None) or ())
         return response
 
     hosted.register_error_handler(Gone, gone)

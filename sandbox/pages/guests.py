@@ -66,6 +66,12 @@ class Guest:
         """What the session was opened for, until that is done."""
         return None if self.page.get("done") else self.session["flow"]
 
+    @property
+    def has_left(self) -> bool:
+        """What the session was opened for is done, and that led away from here."""
+        flow = self.session["flow"]
+        return bool(flow) and not self.task and flow["after_completion"]["type"] != "portal_homepage"
+
     def shown(self, template: str, refusal: Refusal | None = None, **values: Any) -> Answer:
         page = render_template(
             template, guest=self, session=self.session, error=str(refusal or ""), given=request.form, **values
@@ -76,8 +82,8 @@ class Guest:
         """On to the overview, or wherever the task that is done by this leads."""
         if self.task and self.task["type"] in tasks:
             self.page["done"] = True
-            if self.session["flow"]["after_completion"]["type"] != "portal_homepage":
-                return see("portal.left", token=self.token)
+        if self.has_left:
+            return see("portal.left", token=self.token)
         return see("portal.overview", token=self.token, told=told)
 
 
@@ -88,12 +94,16 @@ def guest(view: Callable[..., Answer]) -> Callable[..., Answer]:
         page, now = store.collection(portal.PAGE).get(token), store.now()
         if not page:
             raise no_page()
-        if now - page["seen"] > UNUSED_SECONDS:
-            raise Gone("This link has expired", "Go back to where you came from and ask for a new one.", 410)
-        page["seen"] = now
         session = page["session"]
+        if now - page["seen"] > UNUSED_SECONDS:
+            advice = "Go back to where you came from and ask for a new one."
+            raise Gone("This link has expired", advice, 410, session["return_url"])
+        page["seen"] = now
         customer = store.find(customers.KIND, session["customer"])
         features = store.find(portal.CONFIGURATION, session["configuration"])["features"]
-        return view(Guest(store, token, page, session, customer, features), **names)
+        visitor = Guest(store, token, page, session, customer, features)
+        if visitor.has_left and request.endpoint != "pages.portal.left":  # pressed twice, or gone back to
+            return see("portal.left", token=token)
+        return view(visitor, **names)
 
     return entered

@@ -42,6 +42,7 @@ class Change:
     quantity: int
     due: int | None  # what is charged at once; None where the next invoice is the first to show it
     ends_trial: bool
+    is_none: bool  # it is what they have
     params: Json
 
 
@@ -106,8 +107,6 @@ def chosen(store: Store, subscription: Json, form: Mapping[str, Any], features: 
         raise Refusal("The number of seats is a whole number.", param="quantity")
     if int(quantity) < offer.least or (offer.most is not None and int(quantity) > offer.most):
         raise Refusal(f"{offer.name} takes {offer.bounds}.", param="quantity")
-    if (offer.price["id"], int(quantity)) == (item["price"]["id"], item["quantity"]):
-        raise Refusal("This is what you have. Choose another plan or number of seats.", param="price")
     return {"price": offer.price["id"], "quantity": int(quantity)}
 
 
@@ -127,7 +126,8 @@ def change(store: Store, subscription: Json, entry: Json, features: Json) -> Cha
     if ends_trial:
         params["trial_end"] = "now"
     due = reduced(store, subscription, price["unit_amount"] * quantity) if ends_trial or restarts else None
-    return Change(price, words.name_of(store, price), quantity, due, ends_trial, params)
+    is_none = (price["id"], quantity) == (item["price"]["id"], item["quantity"])
+    return Change(price, words.name_of(store, price), quantity, due, ends_trial, is_none, params)
 
 
 def reduced(store: Store, subscription: Json, amount: int) -> int:

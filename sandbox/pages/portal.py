@@ -38,9 +38,6 @@ def overview(guest: Guest) -> Answer:
         view = TASKS[task["type"]]
         subscription = (task.get(task["type"]) or {}).get("subscription")
         return see(view, token=guest.token, **({"id": subscription} if subscription else {}))
-    flow = guest.session["flow"]
-    if flow and not task and flow["after_completion"]["type"] != "portal_homepage":
-        return see("portal.left", token=guest.token)
     return home(guest)
 
 
@@ -95,6 +92,8 @@ def add_method(guest: Guest) -> Answer:
 def change_method(guest: Guest, id: str) -> Answer:
     guest.need("payment_method_update")
     guest.own(payment_methods.KIND, id)
+    if "remove" in request.form and paying(guest) == {id}:
+        return home(guest, Refusal("This pays everything. Add another one first.", status=409))
     if "remove" in request.form:
         payment_methods.detach(call(guest.store), id)
         return guest.done("removed")
@@ -164,7 +163,8 @@ def confirm_plan(guest: Guest, id: str) -> Answer:
     if request.method == "GET":
         return guest.shown("portal_confirm.html", subscription=subscription, change=change)
     try:
-        subscriptions.update(call(guest.store, change.params), id)
+        if not change.is_none:  # or it was confirmed before: pressed twice, or in two windows
+            subscriptions.update(call(guest.store, change.params), id)
     except Refusal as refusal:
         return guest.shown("portal_confirm.html", refusal, subscription=subscription, change=change)
     return guest.done("changed", "subscription_update", "subscription_update_confirm")
@@ -176,7 +176,10 @@ def asked_for(guest: Guest, subscription: Json) -> plans.Change:
     if confirm.get("subscription") == subscription["id"]:
         return plans.change(guest.store, subscription, confirm["items"][0], guest.features)
     entry = plans.chosen(guest.store, subscription, request.values, guest.features)
-    return plans.change(guest.store, subscription, entry, guest.features)
+    change = plans.change(guest.store, subscription, entry, guest.features)
+    if change.is_none and request.method == "GET":
+        raise Refusal("This is what you have. Choose another plan or number of seats.", param="price")
+    return change
 
 
 @routes.get("/subscriptions/<id>/cancellation")

@@ -214,6 +214,18 @@ def test_an_earlier_card_can_pay_again_or_be_removed(account: Account) -> None:
     assert account.cards() == ["4242"]
 
 
+def test_what_alone_pays_cannot_be_removed(account: Account, api: stripe.StripeClient) -> None:
+    account.subscribes()
+    page = account.opens()
+    method = api.v1.payment_methods.list({"customer": account.customer}).data[0].id
+
+    refused = Page(requests.post(f"{page.url}/payment-methods/{method}", {"remove": ""}))
+
+    assert not page.offers("Remove")
+    assert (refused.status, refused.alerts) == (409, ["This pays everything. Add another one first."])
+    assert account.cards() == ["4242"]
+
+
 def test_an_open_invoice_is_paid_once_there_is_a_card_that_pays(sandbox: Control, account: Account) -> None:
     id = account.subscribes()
     account.pays_by(CARD_FAILS)
@@ -308,9 +320,8 @@ def test_a_change_ends_a_trial_where_the_configuration_says_so(
         ({"quantity": "9" * 5000}, "The number of seats is a whole number."),
         ({"price": "BIGGER", "quantity": "4"}, "Plus takes 3 seats."),
         ({"price": "price_none"}, "Choose one of the plans."),
-        ({}, "This is what you have. Choose another plan or number of seats."),
     ],
-    ids=["too few", "too many", "half a seat", "far too many", "not adjustable", "not offered", "no change"],
+    ids=["too few", "too many", "half a seat", "far too many", "not adjustable", "not offered"],
 )
 def test_only_what_is_offered_can_be_asked_for(account: Account, wanted: dict[str, str], said: str) -> None:
     id = account.subscribes()
@@ -323,6 +334,15 @@ def test_only_what_is_offered_can_be_asked_for(account: Account, wanted: dict[st
     assert (page.status, page.alerts) == (400, [said])
     assert posted.status_code == 400
     assert account.item(id)["quantity"] == 3
+
+
+def test_what_one_has_is_no_change_to_look_at(account: Account) -> None:
+    account.subscribes()
+
+    page = account.opens().follow("Change plan or seats").press("Next: see what it will be")
+
+    said = "This is what you have. Choose another plan or number of seats."
+    assert (page.status, page.alerts) == (400, [said])
 
 
 def test_plans_are_offered_in_the_currency_of_the_subscription(account: Account) -> None:
@@ -492,6 +512,32 @@ def test_a_change_to_confirm_is_the_one_it_was_opened_for(account: Account) -> N
     assert "Plus 7 seats at €49.00 per month €343.00" in page.text
     assert not page.offers("Choose again")
     assert "Plus Active 7 seats, €343.00 per month" in done.text
+
+
+def test_what_is_confirmed_twice_leads_on_both_times(account: Account) -> None:
+    page = opened_for(
+        account, "subscription_update_confirm", {"type": "redirect", "redirect": {"return_url": UPDATED}}
+    )
+
+    first, second = page.press("Confirm"), page.press("Confirm")
+
+    assert first.refresh == second.refresh == visit(page.url).refresh == UPDATED
+
+
+@pytest.mark.parametrize("task", [None, "subscription_update_confirm"], ids=["overview", "task"])
+def test_what_is_confirmed_twice_is_no_error_in_the_overview(account: Account, task: str | None) -> None:
+    if task:
+        preview = opened_for(account, task)
+    else:
+        account.subscribes()
+        form = account.opens().follow("Change plan or seats")
+        preview = form.press("Next: see what it will be", quantity="5")
+
+    first, second = preview.press("Confirm"), preview.press("Confirm")
+
+    assert first.status == second.status == 200
+    assert "Your plan was changed." in first.text
+    assert first.text == second.text
 
 
 def test_a_task_that_fails_stays_open(account: Account) -> None:

@@ -11,7 +11,7 @@ import time_machine
 
 from sandbox.server import Control, running
 from tests.sandbox.conftest import client_for
-from tests.sandbox.visitor import visit
+from tests.sandbox.visitor import Page, visit
 
 BACK = "https://app.example.com/settings/billing?a=1&b=2"
 
@@ -68,9 +68,29 @@ def test_an_unknown_address_is_a_page_too(sandbox: Control, path: str) -> None:
     assert "never given out" in page.text
 
 
-@pytest.mark.parametrize("path", ["/p/", "/p/session/", "/favicon.ico"])
-def test_no_other_address_is_a_page(sandbox: Control, path: str) -> None:
-    assert requests.get(sandbox.url + path).status_code == 404
+@pytest.mark.parametrize("path", ["/p/", "/p/session/", "/p/session/test_none/nothing", "/favicon.ico"])
+def test_no_other_address_is_a_page_and_that_is_told_by_one(sandbox: Control, path: str) -> None:
+    page = visit(sandbox.url + path)
+
+    assert page.status == 404
+    assert "This is a pretend Stripe" in page.text
+    assert "default-src 'none'" in page.answer.headers["Content-Security-Policy"]
+    assert page.answer.headers["Cache-Control"] == "no-store"
+
+
+def test_what_is_only_posted_to_leads_back_who_types_it(sandbox: Control) -> None:
+    page = visit(f"{sandbox.url}/c/pay/cs_none/code")
+
+    assert page.status == 405
+    assert set(page.answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+    assert "Go back to the page before" in page.text
+    assert "default-src 'none'" in page.answer.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("path", ["/_sandbox/nothing", "/_sandbox/latency"])
+def test_a_program_that_asks_for_no_lever_is_told_so_in_json(sandbox: Control, path: str) -> None:
+    with pytest.raises(ValueError, match="No such lever"):
+        sandbox.send("PATCH", path.removeprefix("/_sandbox/"))
 
 
 def test_a_session_lives_five_minutes_from_its_last_visit(api: stripe.StripeClient) -> None:
@@ -80,10 +100,10 @@ def test_a_session_lives_five_minutes_from_its_last_visit(api: stripe.StripeClie
         for seconds in (300, 300, 301):
             clock.shift(timedelta(seconds=seconds))
             statuses.append(requests.get(url).status_code)
-        late = requests.post(f"{url}/payment-method", {"payment_method": "pm_card_visa"})
+        late = Page(requests.post(f"{url}/payment-method", {"payment_method": "pm_card_visa"}))
 
     assert statuses == [200, 200, 410]
-    assert late.status_code == 410
+    assert (late.status, late.links["Go to app.example.com"]) == (410, BACK)
 
 
 @pytest.mark.parametrize("task", [None, {"type": "payment_method_update"}], ids=["overview", "task"])
