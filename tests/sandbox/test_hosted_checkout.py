@@ -75,7 +75,7 @@ def titles(page: Page) -> list[str]:
 def test_the_page_says_what_is_bought_and_what_is_due(counter: Counter) -> None:
     page = page_of(counter.opens())
 
-    assert page.status == 200
+    assert (page.status, page.focused, page.title) == (200, [], "Subscribe to Team · sandbox")
     for said in ("Subscribe to Team", "3 seats at €12.00 per month", "Due today €36.00", "ada@acme.example"):
         assert said in page.text
     assert "Then €36.00 per month, until canceled." in page.text
@@ -116,6 +116,7 @@ def test_a_declined_card_is_told_of_and_another_one_pays(counter: Counter) -> No
     declined.press("Pay €36.00", payment_method="pm_card_visa")
 
     assert (declined.status, declined.alerts, status) == (402, ["Your card was declined."], "open")
+    assert (declined.focused, declined.title) == (["error"], "Problem: Subscribe to Team · sandbox")
     fieldsets = [given for tag, given in declined.tags if tag == "fieldset"]
     assert fieldsets == [{"aria-describedby": "error"}]
     assert declined.buttons[-1].form.values["payment_method"] == "pm_card_visa_chargeDeclined"
@@ -278,7 +279,7 @@ def test_an_invalid_code_is_said_to_be_that(counter: Counter) -> None:
     page = page_of(counter.opens(allow_promotion_codes=True)).press("Apply", promotion_code="NONE")
 
     fields = [given for tag, given in page.tags if tag == "input" and given["name"] == "promotion_code"]
-    assert (page.status, page.alerts) == (400, ["This code is invalid."])
+    assert (page.status, page.alerts, page.focused) == (400, ["This code is invalid."], ["promotion_code"])
     assert fields[0]["aria-describedby"] == "code-error"
     assert fields[0]["value"] == "NONE"
 
@@ -335,7 +336,7 @@ def test_an_unknown_customer_gives_their_address(counter: Counter, api: stripe.S
     wrong.press("Pay €36.00", email="bob@acme.example")
 
     assert (nothing.status, nothing.alerts) == (400, ["Enter your e-mail address."])
-    assert (wrong.status, wrong.alerts) == (400, ["Invalid email address: bob@"])
+    assert (wrong.status, wrong.alerts, wrong.focused) == (400, ["Invalid email address: bob@"], ["email"])
     done = counter.again(session)
     assert done.customer_details
     assert done.customer_details.email == "bob@acme.example"

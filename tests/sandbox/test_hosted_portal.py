@@ -188,7 +188,7 @@ def test_a_declined_card_is_not_kept(account: Account) -> None:
 
     page = form.press("Save", payment_method="pm_card_visa_chargeDeclined")
 
-    assert (page.status, page.alerts) == (402, ["Your card was declined."])
+    assert (page.status, page.alerts, page.focused) == (402, ["Your card was declined."], ["error"])
     assert account.cards() == ["4242"]
 
 
@@ -249,7 +249,7 @@ def test_details_are_changed_as_far_as_that_is_allowed(account: Account, api: st
     page = wrong.press("Save", email="bob@acme.example")
 
     fields = {given["name"]: given for tag, given in wrong.tags if tag == "input"}
-    assert (wrong.status, wrong.alerts) == (400, ["Invalid email address: ada@"])
+    assert (wrong.status, wrong.alerts, wrong.focused) == (400, ["Invalid email address: ada@"], ["email"])
     assert list(fields) == ["name", "email"]
     assert fields["email"]["aria-describedby"] == "email-error"
     assert fields["name"]["value"] == "Acme GmbH"

@@ -1,7 +1,7 @@
 """Somebody with a browser and no scripts: reads pages, follows links, fills in forms and presses buttons.
 
 What is sent is what the page's own HTML says, with the values it came with; only what is typed or chosen is
-given. `Page.text` is what can be read, `alerts` what is read out at once.
+given. `Page.text` is what can be read, `alerts` what is read out at once, `focused` where it begins.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Page(HTMLParser):
         self.feed(answer.text)
         self.text = " ".join("".join(self.words).split())
         self.links = {" ".join(link.text.split()): link.url for link in self.anchors}
+        self.title = unescape(re.findall(r"<title>([^<]*)<", answer.text)[0])
+        self.focused = [given.get("id") for _, given in self.tags if "autofocus" in given]
         self.alerts = [unescape(text) for text in re.findall(r'role="alert">([^<]*)<', answer.text)]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
