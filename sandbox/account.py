@@ -12,6 +12,8 @@ from sandbox.lines import Lines
 from sandbox.store import Store
 from sandbox.wire import Params
 
+MOST_CALLS = 10_000  # are kept
+
 
 @dataclass
 class Record:
@@ -33,7 +35,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.records: deque[Record] = deque(maxlen=10_000)
+        self.records: deque[Record] = deque(maxlen=MOST_CALLS)
 
     def add(self, record: Record) -> Record:
         with self.lock:

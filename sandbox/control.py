@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass as checked
 
 from sandbox import life, overview
-from sandbox.account import Account
+from sandbox.account import MOST_CALLS, Account
 from sandbox.deliveries import Deliveries, Switches
 from sandbox.errors import Refusal
 from sandbox.faults import Fault
@@ -34,6 +34,11 @@ T = TypeVar("T")
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Latency:
     seconds: float = Field(ge=0, le=3600)
+
+
+@checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+class Calls:
+    latest: int | None = Field(default=None, ge=0, le=MOST_CALLS)
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -140,7 +145,8 @@ def blueprint(account: Account, deliveries: Deliveries) -> Blueprint:
 
     @levers.get("/requests")
     def list_requests() -> Answer:
-        return account.log.list(request.args.get("latest", type=int)), 200
+        asked = TypeAdapter(Calls).validate_strings(request.args.to_dict())
+        return account.log.list(asked.latest), 200
 
     @levers.delete("/requests")
     def clear_requests() -> Answer:

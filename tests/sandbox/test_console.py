@@ -698,3 +698,9 @@ def test_a_program_may_send_json_under_any_type(sandbox: Control) -> None:
     )
 
     assert answer.json() == {"declining": True, "left": 2}
+
+
+@pytest.mark.parametrize("latest", ["-1", "x", "1.5", "", "9" * 30])
+def test_only_a_number_of_calls_can_be_asked_for(sandbox: Control, latest: str) -> None:
+    with pytest.raises(ValueError, match="latest"):
+        sandbox.send("GET", f"requests?latest={latest}")
