@@ -189,6 +189,21 @@ def test_a_seat_more_is_confirmed_in_the_portal_and_there_at_once(ada: Actor, st
     ada.sees_plan("Team, 6 seats")
 
 
+def test_two_tabs_of_the_control_page_do_not_undo_each_other(ada: Actor, stage: Stage) -> None:
+    with stage.actor() as bob:
+        ada.makes_weather()
+        bob.makes_weather()
+        bob.page.get_by_label("Doubled").check()
+        ada.page.get_by_label("Dropped").check()
+        ada.page.locator("#webhooks").get_by_role("button", name="Apply").click()
+        expect(bob.page.get_by_label("Dropped")).to_be_checked(timeout=PATIENCE)  # by itself, and Doubled stays
+
+        bob.page.locator("#webhooks").get_by_role("button", name="Apply").click()
+
+        expect(bob.page.locator("#ways")).to_have_text("Dropped, doubled.")
+        expect(ada.page.get_by_label("Doubled")).to_be_checked(timeout=PATIENCE)
+
+
 def test_a_dropped_webhook_is_mended_by_reconcile(ada: Actor, stage: Stage) -> None:
     ada.buys()
     ada.page.wait_for_url("**/demo**")
