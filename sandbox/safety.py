@@ -33,7 +33,7 @@ def refuse_production(key: str, environ: Mapping[str, str]) -> None:
     for name in DATABASES:
         if environ.get(name) and not is_of_this_machine(environ[name], environ):
             raise CannotStart(
-                f"{name} names a database on another machine: unset it before starting the sandbox."
+                f"{name} names a database on another machine: unset it, or name one of this machine."
             )
 
 

@@ -1,8 +1,8 @@
 """Everything the pretend account holds: objects by kind and id, its settings, its clock, its saved answers.
 
-All of it is plain JSON in memory behind one lock. With a path it is also a file, replaced in one step
-after every change, so that a crash leaves the last whole state and a restart goes on from it. Objects are
-written through `insert` and `change` only: that is how `life` learns what may fall due.
+All of it is plain JSON in memory behind one lock. With a path it is also a file that its owner alone can
+read, replaced in one step after every change, so that a crash leaves the last whole state and a restart goes
+on from it. Objects are written through `insert` and `change` only: that is how `life` learns what may fall due.
 """
 
 import json
@@ -118,6 +118,8 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             draft = self.path.with_name(f"{self.path.name}.new")
             settings = {name: getattr(self, name) for name in SETTINGS}
+            draft.unlink(missing_ok=True)
+            draft.touch(mode=0o600)  # it holds what signs webhooks, and ways into the Portal
             draft.write_text(json.dumps({**self.collections, "settings": settings}))
             draft.replace(self.path)
 

@@ -6,6 +6,7 @@ with each other and with a developer's `make run`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -27,6 +28,7 @@ import requests
 from sandbox.server import Control
 from sandbox.server import running as stripe
 from tests.conftest import create_customer
+from tests.deliveries import at_stripe
 from tests.sandbox.conftest import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,12 @@ class Run:
         name, _, value = words[words.index("-H") + 1].partition(": ")
         url = next(word for word in words if word.startswith("http"))
         return requests.request(words[words.index("-X") + 1], url, headers={name: value}, timeout=10)
+
+    def stripe(self) -> str:
+        """Where the pretend Stripe is."""
+        found = re.search(r"^  Stripe +(http\S+)", self.printed, re.MULTILINE)
+        assert found
+        return found[1]
 
     def customer(self) -> str:
         found = re.search(r"customer (cus_\w+)", self.printed)
@@ -161,13 +169,11 @@ def test_the_demo_is_served_and_signed_in(run: Run) -> None:
 
 def test_what_stripe_tells_comes_late_and_is_seen_by_the_demo(run: Run) -> None:
     demo = re.findall(r"http://\S+/demo", run.printed)[0]
-    stripe_at = re.search(r"^  Stripe +(http\S+)", run.printed, re.MULTILINE)
-    assert stripe_at
 
-    switches = requests.get(f"{stripe_at[1]}/_sandbox/webhooks", timeout=10).json()
+    switches = requests.get(f"{run.stripe()}/_sandbox/webhooks", timeout=10).json()
 
     assert switches["delay"] == 2
-    event = Control(stripe_at[1], "sk_test_sandbox").happen("invoice.paid", {"id": "in_1", "object": "invoice"})
+    event = Control(run.stripe(), "sk_test_sandbox").happen("invoice.paid", {"id": "in_1", "object": "invoice"})
     wait_until(lambda: event["id"] in requests.get(f"{demo}/facts", timeout=10).text)
 
 
@@ -197,7 +203,13 @@ def test_the_service_is_held_by_row_level_security(run: Run) -> None:
 
 
 def test_secrets_are_kept_for_their_owner_only(run: Run) -> None:
-    assert (run.local / "dev.json").stat().st_mode & 0o777 == 0o600
+    secret = json.loads((run.local / "dev.json").read_text())["STRIPE_WEBHOOK_SECRET"]
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+
+    assert secret in (run.local / "sandbox.json").read_text()  # it signs with it
+    assert not [command for command in commands if secret.encode() in command]
+    for file in ("dev.json", "running.json", "sandbox.json"):
+        assert (run.local / file).stat().st_mode & 0o777 == 0o600
 
 
 def test_two_runs_do_not_share_one_directory(run: Run) -> None:
@@ -238,6 +250,81 @@ def test_a_second_start_is_quick_and_keeps_its_data_and_mends_what_the_sandbox_f
     assert second.seconds < 5 * NOISE
     assert third.customer() != first.customer()
     assert (answer.status_code, mended.status_code) == (200, 200)
+
+
+def test_a_shop_that_was_left_half_stocked_is_filled_up_and_keeps_what_was_changed(local: Path) -> None:
+    with stripe(data=local / "sandbox.json", key="sk_test_sandbox") as account:
+        team = at_stripe(account, "POST", "products", name="Team", description="As we left it")
+        half = {"currency": "usd", "unit_amount": "1300", "recurring[interval]": "month"}
+        at_stripe(account, "POST", "prices", product=team["id"], lookup_key="team_monthly", **half)
+        at_stripe(
+            account, "POST", "prices", product=team["id"], lookup_key="once", currency="usd", unit_amount="5"
+        )
+    with running(local) as run:
+        shop = Control(run.stripe(), "sk_test_sandbox")
+        products = at_stripe(shop, "GET", "products")["data"]
+        prices = at_stripe(shop, "GET", "prices")["data"]
+        expanded = {"expand[]": "data.features.subscription_update.products"}
+        [portal] = at_stripe(shop, "GET", "billing_portal/configurations", **expanded)["data"]
+        run.end(signal.SIGINT)
+
+    plans = {price["lookup_key"]: price["unit_amount"] for price in prices}
+    offered = portal["features"]["subscription_update"]["products"]
+    assert sorted(product["name"] for product in products) == ["Business", "Free", "Team"]
+    assert [product["description"] for product in products if product["id"] == team["id"]] == ["As we left it"]
+    assert plans == {"once": 5, "team_monthly": 1300, "team_yearly": 12000, "business_monthly": 9900}
+    assert sorted(len(product["prices"]) for product in offered) == [1, 2]
+
+
+def test_an_operators_command_finds_what_was_typed_before_the_start(local: Path) -> None:
+    with stripe(key="sk_test_mine") as account:
+        with running(local, STRIPE_SECRET_KEY=account.key, STRIPE_API_BASE=account.url):
+            done = billing(local, "reconcile")
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_key_that_stripe_refuses_is_the_end_of_the_start(local: Path) -> None:
+    with stripe(key="sk_test_mine") as account:
+        done = refused(local, STRIPE_SECRET_KEY="sk_test_wrong", STRIPE_API_BASE=account.url)
+
+    assert done.returncode == 1
+    assert done.stderr == f"{account.url} refuses your test key: correct STRIPE_SECRET_KEY, or unset it.\n"
+    assert not local.exists()
+
+
+def test_a_stripe_that_is_away_is_told_in_the_summary(local: Path) -> None:
+    nobody = f"http://127.0.0.1:{a_free_port()}"
+
+    with running(local, STRIPE_SECRET_KEY="sk_test_mine", STRIPE_API_BASE=nobody) as run:
+        printed = run.printed
+
+    assert re.search(rf"^  Stripe +{nobody}, which does not answer your test key now", printed, re.MULTILINE)
+    assert "/api/subscriptions/checkout" not in printed  # nobody knows what could be bought
+
+
+def test_the_printed_checkout_is_of_what_the_account_sells(local: Path) -> None:
+    with stripe(key="sk_test_mine") as account:
+        gold = at_stripe(account, "POST", "products", name="Gold")["id"]
+        price = {"currency": "usd", "unit_amount": "100", "recurring[interval]": "month"}
+        at_stripe(account, "POST", "prices", product=gold, lookup_key="gold", **price)
+        with running(local, STRIPE_SECRET_KEY=account.key, STRIPE_API_BASE=account.url) as run:
+            printed = run.printed
+
+    assert """--json '{"plan": "gold"}'""" in printed
+    assert re.search(rf"^  Stripe +{account.url}, which takes your test key", printed, re.MULTILINE)
+
+
+def test_why_there_is_no_token_for_the_feed_is_said(local: Path, database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("ALTER TABLE service_tokens ADD CONSTRAINT full_up CHECK (false) NOT VALID")
+    with stripe(key="sk_test_mine") as account:
+        mine = {"STRIPE_SECRET_KEY": account.key, "STRIPE_API_BASE": account.url}
+        done = refused(local, DATABASE_URL=database_url, **mine)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("No token for the feed could be made: ")
+    assert "full_up" in done.stderr
 
 
 def test_with_a_key_of_ones_own_nothing_is_invented_at_stripe_and_its_events_are_brought(local: Path) -> None:
@@ -314,8 +401,12 @@ def test_a_busy_port_is_one_sentence_that_names_the_way_out(local: Path, variabl
         ({"PORT": "http"}, "PORT must be a port"),
         ({"PORT": "65536"}, "PORT must be a port"),
         ({"DATABASE_URL": "postgres://u:p@db.example.com/billing"}, "DATABASE_URL names a database on another"),
+        (
+            {"STRIPE_SECRET_KEY": "sk_test_mine", "DATABASE_URL": "postgres://u:p@db.example.com/billing"},
+            "DATABASE_URL names a database on another",
+        ),
     ],
-    ids=["live key", "live restricted key", "dyno", "no number", "no port", "far database"],
+    ids=["live key", "live restricted key", "dyno", "no number", "no port", "far database", "far, and own key"],
 )
 def test_what_cannot_be_right_is_refused_in_one_sentence(
     local: Path, settings: dict[str, str], word: str

@@ -56,7 +56,7 @@ def test_it_does_not_start_beside_a_database_of_another_machine(name: str, datab
         open_server(port=0, data=None, key="sk_test_1", environ={name: database})
 
     reason = str(refused.value)
-    assert reason == f"{name} names a database on another machine: unset it before starting the sandbox."
+    assert reason == f"{name} names a database on another machine: unset it, or name one of this machine."
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,27 @@ def test_the_file_is_whole_whenever_it_is_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [data]
 
 
+def test_the_file_is_for_its_owner_only_whatever_was_there(tmp_path: Path) -> None:
+    data = tmp_path / "sandbox.json"
+    for left in (data, tmp_path / "sandbox.json.new"):
+        left.write_text("{}")
+        left.chmod(0o644)
+
+    with running(data=data) as control:
+        client_for(control).v1.customers.create()
+
+    assert data.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_process_signs_with_the_services_first_secret(start: Start, tmp_path: Path) -> None:
+    data = tmp_path / "sandbox.json"
+    address = ("--port", "0", "--data", str(data), "--webhook-url", "http://127.0.0.1:9/")
+    control_of(start(*address, STRIPE_WEBHOOK_SECRET="whsec_new, whsec_old"))
+
+    [endpoint] = json.loads(data.read_text())["webhook_endpoint"].values()
+    assert [kept["secret"] for kept in endpoint["secrets"]] == ["whsec_new"]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{"], ids=["empty", "a list", "cut off"])
 def test_a_file_that_is_not_its_own_is_left_alone(tmp_path: Path, content: str) -> None:
     data = tmp_path / "sandbox.json"
