@@ -264,6 +264,7 @@ def test_a_shop_that_was_left_half_stocked_is_filled_up_and_keeps_what_was_chang
         shop = Control(run.stripe(), "sk_test_sandbox")
         products = at_stripe(shop, "GET", "products")["data"]
         prices = at_stripe(shop, "GET", "prices")["data"]
+        codes = at_stripe(shop, "GET", "promotion_codes")["data"]
         expanded = {"expand[]": "data.features.subscription_update.products"}
         [portal] = at_stripe(shop, "GET", "billing_portal/configurations", **expanded)["data"]
         run.end(signal.SIGINT)
@@ -274,6 +275,7 @@ def test_a_shop_that_was_left_half_stocked_is_filled_up_and_keeps_what_was_chang
     assert [product["description"] for product in products if product["id"] == team["id"]] == ["As we left it"]
     assert plans == {"once": 5, "team_monthly": 1300, "team_yearly": 12000, "business_monthly": 9900}
     assert sorted(len(product["prices"]) for product in offered) == [1, 2]
+    assert [code["code"] for code in codes] == ["WELCOME"]
 
 
 def test_an_operators_command_finds_what_was_typed_before_the_start(local: Path) -> None:

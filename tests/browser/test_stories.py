@@ -9,6 +9,7 @@ from playwright.sync_api import Route, expect
 
 from sandbox.pages import words
 from tests.browser.stage import HOUR, PATIENCE, Actor, Stage, pasted
+from tests.deliveries import at_stripe
 from tests.sandbox.conftest import wait_until
 
 AWAY = "The service does not answer just now"  # as the demo says it
@@ -148,6 +149,23 @@ def test_a_declined_card_leaves_the_checkout_open_and_another_card_pays_it(ada: 
 
     ada.page.wait_for_url("**/demo**")
     ada.sees_plan("Team, 5 seats", "renews on")
+
+
+def test_a_promotion_code_takes_a_fifth_off_for_three_months(ada: Actor, stage: Stage) -> None:
+    ada.opens_the_demo()
+    ada.upgrades(seats=5)
+    ada.page.get_by_label("Promotion code").fill("welcome")
+    ada.page.get_by_role("button", name="Apply").click()
+    expect(ada.page.locator("#order + dl")).to_contain_text("\N{MINUS SIGN}$12.00")
+
+    ada.page.get_by_role("button", name="Pay $48.00").click()
+    ada.page.wait_for_url("**/demo**")
+    ada.sees_plan("Team, 5 seats", "renews on")
+    bought = stage.document()["stripe"]["subscription"]
+    ada.lets_pass("+1 month", "+1 month", "+1 month", "+1 hour")
+
+    invoices = at_stripe(stage.control, "GET", "invoices", subscription=bought)["data"]
+    assert [invoice["amount_paid"] for invoice in invoices] == [6000, 4800, 4800, 4800]  # the latest first
 
 
 def test_who_turns_away_from_checkout_has_bought_nothing(ada: Actor, stage: Stage) -> None:
