@@ -318,11 +318,14 @@ def test_the_printed_checkout_is_of_what_the_account_sells(local: Path) -> None:
 
 
 def test_why_there_is_no_token_for_the_feed_is_said(local: Path, database_url: str) -> None:
-    with psycopg.connect(database_url) as connection:
+    with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("ALTER TABLE service_tokens ADD CONSTRAINT full_up CHECK (false) NOT VALID")
-    with stripe(key="sk_test_mine") as account:
-        mine = {"STRIPE_SECRET_KEY": account.key, "STRIPE_API_BASE": account.url}
-        done = refused(local, DATABASE_URL=database_url, **mine)
+        try:
+            with stripe(key="sk_test_mine") as account:
+                mine = {"STRIPE_SECRET_KEY": account.key, "STRIPE_API_BASE": account.url}
+                done = refused(local, DATABASE_URL=database_url, **mine)
+        finally:
+            connection.execute("ALTER TABLE service_tokens DROP CONSTRAINT full_up")
 
     assert done.returncode == 1
     assert done.stderr.startswith("No token for the feed could be made: ")

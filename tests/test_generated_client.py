@@ -64,7 +64,7 @@ with AuthenticatedClient(base_url=address, token=token) as client:
     assert told.headers["Billing-Sync"] == "done"
 
 with AuthenticatedClient(base_url=address, token=service_token) as service:
-    batch = get_changes.sync(client=service, limit=2, timeout=5000)
+    batch = get_changes.sync(client=service, limit=2, timeout="5000")
     assert isinstance(batch, list)
     [forgotten] = [change for change in batch if isinstance(change, Forgotten)]
     [changed] = [change for change in batch if isinstance(change, Changed)]

@@ -1,19 +1,12 @@
-"""One run and one browser for all stories: they are put on the same worker (`--dist loadgroup`)."""
+"""One run and one browser for all that is played here: every file is in xdist's group `browser`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.browser.stage import CHROMIUM, Actor, Stage, a_stage
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture(scope="session")
