@@ -1,4 +1,4 @@
-"""One run and one browser for all that is played here: every file is in xdist's group `browser`."""
+"""One run and one browser for all that is played here: tests/conftest.py sends it to one worker."""
 
 from __future__ import annotations
 

@@ -12,8 +12,6 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.stage import Actor, Stage
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 GRAVE = {"serious", "critical"}
 PHONE = {"width": 390, "height": 844}
 

@@ -36,8 +36,6 @@ FRONTEND = "\n".join(
     [printed("ask"), printed("buttons"), printed("return page"), printed("gate in the frontend")]
 )
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 PRODUCT = """<!doctype html><title>A product</title><link rel="icon" href="data:,">
 {buttons}
 <section data-feature="sso">Single sign-on</section>

@@ -12,8 +12,6 @@ from tests.browser.stage import HOUR, PATIENCE, Actor, Stage, pasted
 from tests.deliveries import at_stripe
 from tests.sandbox.conftest import wait_until
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 AWAY = "The service does not answer just now"  # as the demo says it
 
 
