@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -52,13 +53,14 @@ class Stage:
 
     def document(self) -> Json:
         """What Acme may use, asked with the token that was printed."""
+        document: Json = self._ask("GET", "/api/entitlements")
+        return document
+
+    def _ask(self, method: str, path: str) -> Any:
         token = re.search(r"Bearer ([\w.-]+)", self.run.printed)
         assert token
-        answer = requests.get(
-            f"{self.service}/api/entitlements", headers={"Authorization": f"Bearer {token[1]}"}, timeout=10
-        )
-        document: Json = answer.json()
-        return document
+        bearer = {"Authorization": f"Bearer {token[1]}"}
+        return requests.request(method, self.service + path, headers=bearer, timeout=10).json()
 
     def command(self, *words: str) -> str:
         """What another terminal prints: `make billing ARGS="…"`."""
@@ -67,7 +69,7 @@ class Stage:
         return done.stdout
 
     def clear_the_stage(self) -> None:
-        """Good weather, and nobody subscribed to anything."""
+        """Good weather, nobody subscribed to anything, and room for one more note."""
         self.control.send("DELETE", "faults")
         self.control.accept()
         self.control.dunning()
@@ -76,6 +78,8 @@ class Stage:
             for one in at_stripe(self.control, "GET", "subscriptions", status=status)["data"]:
                 at_stripe(self.control, "DELETE", f"subscriptions/{one['id']}")
         wait_until(lambda: self.document()["state"] == "none", seconds=20)
+        for note in self._ask("GET", "/demo/workspace")["notes"][2:]:
+            self._ask("DELETE", f"/demo/workspace/notes/{note['id']}")
 
     @contextmanager
     def actor(self, **looks: object) -> Iterator[Actor]:

@@ -345,7 +345,7 @@ def test_stripe_fails_as_often_as_ordered_and_the_page_counts(
 
     assert left.says("429 for all calls to /v1/: 1 left")
     assert page.says("Stripe answers as usual.")
-    assert api.v1.customers.list().object == "list"
+    assert api.v1.customers.list().url == "/v1/customers"
 
 
 def test_an_answer_may_be_lost_after_the_call_took_effect(
