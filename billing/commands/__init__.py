@@ -1,0 +1,15 @@
+"""The door for operators at a terminal: `flask billing …`."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from billing.commands import feed, inbox, listen, reconcile, tenants, tokens
+from billing.commands.base import group
+
+__all__ = ["feed", "inbox", "install", "listen", "reconcile", "tenants", "tokens"]
+
+
+def install(app: Flask) -> None:
+    """Give the app its commands."""
+    app.cli.add_command(group)

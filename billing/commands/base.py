@@ -1,0 +1,45 @@
+"""What the commands share: their group, what they are given, and how they write a moment."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from billing import errors
+from billing.wiring import Billing
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs to read.")
+
+
+class Commands(AppGroup):
+    """What goes wrong is told in a sentence, and with the short word the logs have for it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command the operator named."""
+        try:
+            return super().invoke(ctx)
+        except errors.BillingError as e:
+            raise click.ClickException(f"{e} ({e.outcome})") from e
+
+
+group = Commands("billing", help="Look after the inbox, the tenants and the feed.")
+
+
+def service() -> Billing:
+    """What this process holds."""
+    held: Billing = current_app.extensions["billing"]
+    return held
+
+
+def minute(at: datetime | None) -> str | None:
+    """To be read by people."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else None
+
+
+def second(at: datetime | None) -> str | None:
+    """To be read by programs."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at else None
