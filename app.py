@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from billing import commands, config, telemetry, web, wiring
+from billing import commands, config, console, telemetry, web, wiring
 from billing.config import Settings
 from billing.stripe_api import Stripe
 
@@ -16,7 +16,9 @@ def create_app(settings: Settings | None = None, stripe: Stripe | None = None) -
     app = Flask("billing", static_folder=None)
     telemetry.configure_logging()
     telemetry.instrument(app)
-    web.mount(app, wiring.build(settings, stripe), own_app=True)
+    billing = wiring.build(settings, stripe)
+    web.mount(app, billing, own_app=True)
+    console.mount(app, billing, own_app=True)
     commands.install(app)
     if hops := settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]  # Flask's own recipe

@@ -6,7 +6,8 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     and what can be bought), `web.changes` (who may use something else now), `web.checkout`, `web.portal`,
     `web.tenants` (what services say of tenants), `web.webhooks`, `web.health`, and `web.contract`, which checks
     every request. `web.mount` puts them into an app. `worker` is the door for time, `commands` the one for
-    operators at a terminal.
+    operators at a terminal, `console` the one for operators in a browser; what these two ask and do is
+    `operations`, once.
 *verbs* join subjects and Stripe. `sync` brings customers up to date, from what events carry or by asking
     Stripe; nobody else writes a tenant's billing state. `documents` reads what a tenant may use, `buying`
     opens Checkouts and sees what came of them, `enrolling` gives a tenant its customer and its name there,
@@ -20,7 +21,8 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     `customers` (tenant ↔ Stripe customer), `checkouts` (what was begun at Stripe for a tenant), `audit` (who
     did what), `tokens` (which services may ask), `inbox` (every event, and what became of it), `questions`
     (whom Stripe has to be asked about), `late` (whose news is), `budget` (how often Stripe is read), `chores`
-    (what is done now and then). `events` and `signatures` have no table: they read what Stripe sends.
+    (what is done now and then), `operators` (who may use the console). `events` and `signatures` have no
+    table: they read what Stripe sends.
 *edges* are the only places that know an outside thing: `stripe_api` (Stripe), `identity` (bearer tokens),
     `outbound` (HTTP calls that end in time).
 Everybody stands on `db`, `config`, `deadline`, `errors` and `telemetry`; `schema` knows whether the database

@@ -8,7 +8,7 @@ e-mail address.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psycopg
@@ -38,7 +38,7 @@ audit_log = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     Column("settled_at", DateTime(timezone=True)),
-    Column("tenant_id", Text, nullable=False),
+    Column("tenant_id", Text),  # NULL where it concerns no tenant
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("flow", Text),
@@ -162,24 +162,36 @@ def refuse(attempt: Attempt, outcome: str, *, flow: str | None) -> Query[None]:
     return Query("audit.refuse", _REFUSE, {**_values(attempt, flow), "outcome": outcome}, _nothing)
 
 
+@dataclass(frozen=True, slots=True)
+class By:
+    """An operator who does something, and why; `ip` and `request_id` where it was done in a browser."""
+
+    actor: str
+    reason: str
+    request_id: str | None = None
+    ip: str | None = None
+
+
 _NOTE = text("""
-    INSERT INTO audit_log (tenant_id, actor, action, started, outcome, settled_at, stripe_object, reason)
-    VALUES (:tenant, :actor, :action, false, 'ok', clock_timestamp(), :object, :reason)
+    INSERT INTO audit_log
+        (tenant_id, actor, action, started, outcome, settled_at, stripe_object, reason, request_id, ip)
+    VALUES (:tenant, :actor, :action, false, :outcome, clock_timestamp(), :object, :reason, :request_id,
+            CAST(:ip AS inet))
 """)
 
 
 def note(
     connection: Connection,
-    tenant_id: str,
-    *,
-    actor: str,
+    by: By,
     action: str,
-    reason: str,
+    *,
+    tenant_id: str | None = None,
     stripe_object: str | None = None,
+    outcome: str = "ok",
 ) -> None:
     """Write down what an operator did, in the transaction that does it."""
-    values = {"tenant": tenant_id, "actor": actor, "action": action, "reason": reason}
-    connection.execute(_NOTE, {**values, "object": stripe_object})
+    values = {**asdict(by), "tenant": tenant_id, "action": action, "object": stripe_object, "outcome": outcome}
+    connection.execute(_NOTE, values)
 
 
 def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ name and without its value. A variable that is set but empty is a fault: an empt
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -31,6 +32,10 @@ LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 HOST = re.compile(r"[\w-]+(\.[\w-]+)*|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
 VISIBLE = re.compile(r"[!-~]+")
 PATH = re.compile(r"/(?!/)[!-\[\]-~]*")  # everything visible but the backslash
+CONSOLE_USER = re.compile(
+    r"([a-z0-9][a-z0-9._@-]{0,62}):(scrypt:(\d{5,7}):(\d{1,2}):\d\$\w+\$[0-9a-f]{128}):(viewer|operator)",
+    re.ASCII,
+)
 SECRET_KEY = re.compile(r"[sr]k_(test|live)_\w+", re.ASCII)
 
 
@@ -136,6 +141,20 @@ def _pem_algorithm(pem: str) -> str | None:
     return None
 
 
+def _console_users(value: Any) -> Any:
+    users = [_console_user(entry) for entry in _comma_list(value)]
+    if len({user.name for user in users}) != len(users):
+        raise ValueError("names somebody twice")
+    return tuple(users)
+
+
+def _console_user(entry: str) -> ConsoleUser:
+    found = CONSOLE_USER.fullmatch(entry)
+    if not found or int(found[3]) < 2**15 or int(found[4]) < 8:
+        raise ValueError("must be name:hash:role, as `flask billing console password` prints it")
+    return ConsoleUser(name=found[1], hash=SecretStr(found[2]), may_act=found[5] == "operator")
+
+
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Origin = Annotated[str, BeforeValidator(origin_of)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
@@ -143,6 +162,21 @@ Path = Annotated[str, AfterValidator(_path)]
 Address = Annotated[str, AfterValidator(_http_address)]
 Base = Annotated[Address, AfterValidator(lambda address: address.rstrip("/"))]
 Postgres = Annotated[str, BeforeValidator(_postgres)]
+
+
+class ConsoleUser(BaseModel):
+    """Somebody who may use the console, and do what can be done there or only look."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    hash: SecretStr
+    may_act: bool
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Another one as soon as anything about them changes."""
+        return hashlib.sha256(f"{self.name}:{self.hash.get_secret_value()}:{self.may_act}".encode()).digest()
 
 
 class Settings(BaseModel):
@@ -186,6 +220,7 @@ class Settings(BaseModel):
 
     billing_stripe_reads_per_second: int = Field(20, ge=2, le=100)
     billing_links_per_minute: int = Field(30, ge=1)
+    billing_console_users: Annotated[tuple[ConsoleUser, ...], BeforeValidator(_console_users)] = ()
     trusted_proxies: int = Field(0, ge=0, le=10)
 
     @property

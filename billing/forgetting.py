@@ -26,6 +26,7 @@ from billing import (
     subscriptions,
     sync,
 )
+from billing.audit import By
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.errors import Busy, CheckoutUnderWay, StillSubscribed, StripeFailed
@@ -38,7 +39,7 @@ AWAITED = timedelta(days=2)
 log = structlog.get_logger(__name__)
 
 
-def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, *, by: str, reason: str) -> bool:
+def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, by: By) -> bool:
     """Forget the tenant, unless it is buying or has a subscription that is not over. False if it is unknown."""
     with db.begin(SYSTEM) as connection:
         asked = _its_own(connection, tenant_id, customers.ever(connection, tenant_id))
@@ -66,9 +67,7 @@ def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, *, by: 
         if customers.of(connection, tenant_id):  # linked for the first time while we were at it
             raise Busy("database")
         if was_known := any(held):
-            audit.note(
-                connection, tenant_id, actor=by, action="tenant.forget", reason=reason, stripe_object=customer
-            )
+            audit.note(connection, by, "tenant.forget", tenant_id=tenant_id, stripe_object=customer)
         state.forget(connection, tenant_id)
     log.info("tenant.forgotten", tenant=tenant_id, known=was_known)
     return was_known

@@ -10,8 +10,11 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from billing import errors
+from billing.audit import By
 from billing.wiring import Billing
 
+ACTOR = "command"
+REASON = click.option("--reason", required=True, help="Why; it stays in the trail.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs to read.")
 
 
@@ -33,6 +36,13 @@ def service() -> Billing:
     """What this process holds."""
     held: Billing = current_app.extensions["billing"]
     return held
+
+
+def by(reason: str) -> By:
+    """Whoever has a terminal, for the trail."""
+    if not reason.strip():
+        raise click.BadParameter("must say why", param_hint="--reason")
+    return By(ACTOR, reason.strip())
 
 
 def minute(at: datetime | None) -> str | None:

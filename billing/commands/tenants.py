@@ -6,7 +6,7 @@ import click
 from flask.cli import with_appcontext
 
 from billing import enrolling, errors, forgetting, sync
-from billing.commands.base import Commands, group, service
+from billing.commands.base import REASON, Commands, by, group, service
 from billing.telemetry import observed
 
 tenants = Commands("tenants", help="Whose a Stripe customer is.")
@@ -29,7 +29,7 @@ def link(tenant: str, customer: str, replace: bool, whosever: bool) -> None:
 
 @tenants.command("forget")
 @click.argument("tenant")
-@click.option("--reason", required=True, help="Why; it stays in the trail.")
+@REASON
 @click.confirmation_option(prompt="All that is held of the tenant is deleted. Go on?")
 @with_appcontext
 @observed("command.forget")
@@ -38,12 +38,8 @@ def forget(tenant: str, reason: str) -> None:
 
     Refused while the tenant has a subscription that is not over, or is buying one.
     """
-    if not reason.strip():
-        raise click.BadParameter("must say why", param_hint="--reason")
     billing = service()
-    known = forgetting.forget(
-        billing.db, billing.stripe, billing.budget, tenant, by="command", reason=reason.strip()
-    )
+    known = forgetting.forget(billing.db, billing.stripe, billing.budget, tenant, by(reason))
     if not known:
         raise click.ClickException("Nothing is held of such a tenant.")
     click.echo(f"{tenant} is forgotten; the feed says so.")

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import structlog
-from flask import g, request
+from flask import Request, g, request
 
 from billing import audit, customers, errors
 from billing.config import Settings
@@ -32,7 +32,7 @@ def attempt(tenant_id: str, actor: str, action: str) -> audit.Attempt:
         actor=actor,
         action=action,
         request_id=g.request_id,
-        ip=_ip(request.remote_addr),
+        ip=ip_of(request),
         user_agent=request.user_agent.string[:400],
     )
 
@@ -167,8 +167,9 @@ def _place(parts: SplitResult) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, usual if parts.port is None else parts.port
 
 
-def _ip(address: str | None) -> str | None:
+def ip_of(request: Request) -> str | None:
+    """Where the request comes from; TRUSTED_PROXIES says whom to believe."""
     try:
-        return str(ipaddress.ip_address(address or ""))
+        return str(ipaddress.ip_address(request.remote_addr or ""))
     except ValueError:  # a unix socket has none
         return None

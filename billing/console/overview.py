@@ -1,0 +1,21 @@
+"""The first page: what needs attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint
+
+from billing.console import pages
+from billing.console.access import viewed
+from billing.telemetry import observed
+
+page = Blueprint("overview", __name__)
+
+
+@page.get("/")
+@observed("console.overview")
+@viewed
+def show() -> Any:
+    """What needs attention first, then how all is."""
+    return pages.page("overview.html")

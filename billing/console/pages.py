@@ -1,0 +1,168 @@
+"""What all pages of the console share: how they are made, what goes with them, and how an action ends.
+
+A page is a template and the dataclasses of `operations`. An action answers with `done`: a redirect, so that
+reloading repeats nothing, and a sentence for the next page. What is refused is a page, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request
+from markupsafe import Markup
+from werkzeug.exceptions import HTTPException
+
+from billing.console import access, style
+from billing.errors import BillingError
+from billing.web.contract import service
+
+POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+NOTICE = "__Host-billing_notice"
+PLACES = (
+    ("Overview", "overview"),
+    ("Inbox", "inbox"),
+    ("Tenants", "tenants"),
+    ("Plans", "plans"),
+    ("Consumers", "consumers"),
+    ("Audit", "audit"),
+)
+
+log = structlog.get_logger(__name__)
+
+
+class Refused(Exception):
+    """What was asked for is not done, and the operator is told why."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def page(template: str, *, status: int = 200, **values: Any) -> Response:
+    """A page of the console."""
+    html = render_template(
+        f"console/{template}",
+        operator=g.operator,
+        signs_in="console.sign_out" in current_app.view_functions,
+        places=[place for place in PLACES if f"console.{place[1]}.show" in current_app.view_functions],
+        here=(request.blueprint or "").rpartition(".")[2],
+        form_token=access.form_token(),
+        livemode=service().settings.livemode,
+        notice=_read_notice(),
+        sheet=style.TAG,
+        now=datetime.now(UTC),
+        **values,
+    )
+    response = make_response(html, status)
+    if NOTICE in request.cookies:
+        response.delete_cookie(NOTICE, path="/", secure=True, httponly=True, samesite="Strict")
+    return response
+
+
+def done(sentence: str, back: str) -> Response:
+    """On to a page, which says what was done. `back` is an address of ours, never one that was sent."""
+    response = make_response(redirect(back, 303))
+    written = base64.urlsafe_b64encode(sentence.encode()).decode()
+    response.set_cookie(NOTICE, written, max_age=60, path="/", secure=True, httponly=True, samesite="Strict")
+    return response
+
+
+def prepare(blueprint: Blueprint) -> None:
+    """Give every page its headers, and every refusal a page."""
+
+    @blueprint.after_request
+    def protect(response: Response) -> Response:
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if "text/html" in response.content_type:
+            response.headers["Cache-Control"] = "no-store"
+        return response
+
+    blueprint.register_error_handler(Refused, lambda e: page("refused.html", problem=str(e), status=e.status))
+    blueprint.register_error_handler(BillingError, _refused)
+    blueprint.register_error_handler(HTTPException, _of_the_framework)
+    blueprint.register_error_handler(Exception, _unforeseen)
+    for mark in (ago, in_time, moment, quantity, pretty):
+        blueprint.add_app_template_filter(mark, f"console_{mark.__name__}")
+
+
+def _read_notice() -> str | None:
+    try:
+        return base64.urlsafe_b64decode(request.cookies.get(NOTICE, "").encode()).decode() or None
+    except ValueError:
+        return None
+
+
+# ---- what went wrong
+
+
+def _refused(error: BillingError) -> Response:
+    if error.status >= 500:
+        log.warning("http.failed", outcome=error.outcome, cause=type(error.__cause__).__name__)
+    response = page("refused.html", problem=f"{error}.".replace("..", "."), status=error.status)
+    response.headers.extend(error.headers)
+    return response
+
+
+def _of_the_framework(error: HTTPException) -> Response:
+    return page("refused.html", problem=error.description or error.name, status=error.code or 500)
+
+
+def _unforeseen(error: Exception) -> Response:
+    log.error("http.unforeseen", exc_info=error)
+    sentence = "Something went wrong that nobody foresaw. The log has it under the request's id."
+    return page("refused.html", problem=sentence, status=500)
+
+
+# ---- how things are written
+
+
+def moment(at: datetime | None) -> Markup | str:
+    """A moment to the second, in UTC."""
+    if at is None:
+        return "never"
+    at = at.astimezone(UTC)
+    return Markup('<time datetime="{}">{}</time>').format(at.isoformat(), f"{at:%Y-%m-%d %H:%M:%S} UTC")
+
+
+def ago(at: datetime | None) -> Markup | str:
+    """How long ago it was; the moment itself for those who point at it, or listen."""
+    if at is None:
+        return "never"
+    at = at.astimezone(UTC)
+    seconds = (datetime.now(UTC) - at).total_seconds()
+    written = f"in {in_time(-seconds)}" if seconds < -1 else f"{in_time(seconds)} ago"
+    return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(
+        at.isoformat(timespec="seconds"), written
+    )
+
+
+def in_time(seconds: float) -> str:
+    """A length of time, as roughly as people say it."""
+    for length, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {name}"
+    return f"{max(0, int(seconds))} s"
+
+
+def quantity(number: int) -> str:
+    """With a comma at each thousand."""
+    return f"{number:,}"
+
+
+def pretty(value: Any) -> str:
+    """JSON for the eye."""
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,290 @@
+"""The console is closed: to everybody where it is not configured, and to everybody else where it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask, Request
+from flask.testing import FlaskClient
+from sqlalchemy import text
+from werkzeug.routing import Rule
+
+from billing import config, console, web, wiring
+from billing.config import SettingsError
+from billing.db import SYSTEM, Database
+from billing.operators import Operator
+from tests.conftest import MakeApp, rows
+from tests.console.conftest import HASH, HERE, HOME, PASSWORD, USERS, Browser, words
+
+WRONG = "wrong horse"
+
+
+def test_nobody_configured_means_no_console(client: FlaskClient) -> None:
+    assert client.get(HOME).status_code == client.post(f"{HOME}sign-in").status_code == 404
+
+
+def test_who_signs_in_is_led_to_the_page_they_wanted(stranger: Browser) -> None:
+    way_in = stranger.opens("?of=today")
+    assert (way_in.status_code, way_in.location) == (303, f"{HOME}sign-in?back={HOME}?of%3Dtoday")
+
+    signed_in = stranger.client.post(
+        way_in.location,
+        base_url=HERE,
+        data={"form": stranger.token("sign-in"), "name": "ana", "password": PASSWORD},
+    )
+
+    assert (signed_in.status_code, signed_in.location) == (303, f"{HOME}?of=today")
+    assert "ana (operator)" in stranger.reads("")
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["https://evil.example", "//evil.example", f"{HOME}\\evil", "/api/plans", f"{HERE}{HOME}"]
+)
+def test_nobody_is_led_away_by_signing_in(stranger: Browser, elsewhere: str) -> None:
+    answer = stranger.sends("sign-in", name="ana", password=PASSWORD, back=elsewhere)
+
+    assert answer.location == HOME
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("ana", WRONG), ("nobody", PASSWORD), ("", ""), ("ana", "x" * 2000)]
+)
+def test_a_wrong_name_and_a_wrong_password_are_answered_alike(
+    stranger: Browser, database: Database, name: str, password: str
+) -> None:
+    answer = stranger.signs_in(name, password)
+
+    assert answer.status_code == 401
+    assert "No operator has this name and password." in words(answer)
+    assert stranger.opens("").status_code == 303
+    trail = rows(database, "SELECT actor, action, outcome, tenant_id FROM audit_log")
+    actor = name if name == "ana" else "unknown"  # people type their password there
+    assert trail == [{"actor": actor, "action": "console.sign_in", "outcome": "refused", "tenant_id": None}]
+
+
+def test_passwords_are_tried_ever_more_slowly_and_the_right_one_waits_too(
+    stranger: Browser, database: Database
+) -> None:
+    answers = [stranger.signs_in("ana", WRONG).status_code for _ in range(7)]
+    assert answers == [401] * 5 + [429] * 2
+    assert stranger.signs_in("ana").status_code == 429
+    raj = Browser(stranger.client.application.test_client())
+    assert raj.signs_in("raj").status_code == 303  # nobody else is kept out
+
+    for attempts, pause in [(5, 1), (8, 8), (50, 512)]:
+        set_back(database, attempts, seconds=pause - 0.5)
+        assert stranger.signs_in("ana").status_code == 429, (attempts, pause)
+        set_back(database, attempts, seconds=pause + 0.5)
+        assert stranger.signs_in("ana", WRONG).status_code == 401, (attempts, pause)
+
+    set_back(database, 50, seconds=600)
+    assert stranger.signs_in("ana").status_code == 303
+    other = Browser(stranger.client.application.test_client())
+    assert other.signs_in("ana", WRONG).status_code == 401  # what was counted is forgiven
+
+
+def set_back(database: Database, attempts: int, *, seconds: float) -> None:
+    with database.begin(SYSTEM) as connection:
+        connection.execute(
+            text("UPDATE sign_ins SET attempts = :n, latest_at = clock_timestamp() - CAST(:ago AS interval)"),
+            {"n": attempts, "ago": f"{seconds} s"},
+        )
+
+
+def test_an_address_that_tries_many_names_is_slowed_too(stranger: Browser) -> None:
+    answers = [stranger.signs_in(f"guess{n}", "x" * 2000).status_code for n in range(31)]
+
+    assert answers == [401] * 30 + [429]
+
+
+def test_the_cookie_is_for_this_host_alone_and_no_script_reads_it(stranger: Browser) -> None:
+    [cookie] = stranger.signs_in("ana").headers.getlist("Set-Cookie")
+
+    assert re.fullmatch(r"__Host-billing_console=[\w-]{43}; Secure; HttpOnly; Path=/; SameSite=Strict", cookie)
+
+
+def test_signing_in_changes_the_cookie(stranger: Browser) -> None:
+    """Or whoever has put one into a browser would be signed in with its owner."""
+    stranger.opens("sign-in")
+    before = stranger.client.get_cookie("__Host-billing_console", "billing.example.com")
+    stranger.signs_in("ana")
+    after = stranger.client.get_cookie("__Host-billing_console", "billing.example.com")
+
+    assert before
+    assert after
+    assert before.value != after.value
+
+
+def test_a_session_ends_by_signing_out_and_by_time(stranger: Browser, database: Database) -> None:
+    stranger.signs_in("ana")
+    cookie = stranger.client.get_cookie("__Host-billing_console", "billing.example.com")
+    stranger.sends("sign-out", seen="")
+    assert cookie
+    stranger.client.set_cookie(cookie.key, cookie.value, domain="billing.example.com")
+    assert stranger.opens("").status_code == 303  # the old cookie is worth nothing
+
+    for column, ago in [("used_at", "2 hours"), ("began_at", "12 hours")]:
+        stranger.signs_in("ana")
+        assert stranger.opens("").status_code == 200
+        with database.begin(SYSTEM) as connection:
+            connection.execute(
+                text(f"UPDATE operator_sessions SET {column} = clock_timestamp() - CAST(:ago AS interval)"),
+                {"ago": ago},
+            )
+        assert stranger.opens("").status_code == 303, column
+
+
+def test_whose_entry_changes_is_signed_out(ana: Browser, make_app: MakeApp) -> None:
+    cookie = ana.client.get_cookie("__Host-billing_console", "billing.example.com")
+    assert cookie
+    changed = HASH.replace(HASH[-1], "0" if HASH[-1] != "0" else "1")
+    for users in (USERS.replace("operator", "viewer"), f"ana:{changed}:operator", f"raj:{HASH}:viewer"):
+        client = make_app(BILLING_CONSOLE_USERS=users).test_client()
+        client.set_cookie(cookie.key, cookie.value, domain="billing.example.com")
+        assert client.get(HOME, base_url=HERE).status_code == 303
+
+
+def test_a_database_dump_lets_nobody_in(ana: Browser, database: Database) -> None:
+    cookie = ana.client.get_cookie("__Host-billing_console", "billing.example.com")
+    [kept] = rows(database, "SELECT * FROM operator_sessions")
+
+    assert cookie
+    assert cookie.value.encode() not in b" ".join(str(value).encode() for value in kept.values())
+
+
+def test_who_comes_from_another_site_is_let_in_at_the_second_knock(stranger: Browser) -> None:
+    """The browser keeps the cookie back on the way from another site, not on the way from our page."""
+    answer = stranger.opens("", **{"Sec-Fetch-Site": "cross-site"})
+
+    assert answer.status_code == 200
+    assert '<meta http-equiv="refresh" content="0">' in answer.text
+
+
+# ---- every page there is
+
+
+@pytest.fixture
+def rules(stranger: Browser) -> list[Rule]:
+    every = stranger.client.application.url_map.iter_rules()
+    return [rule for rule in every if rule.rule.startswith(HOME)]
+
+
+OPEN_TO_ALL = {"console.sign_in_page", "console.sign_in", "console.sign_out", "console.style.sheet"}
+
+
+def paths(rules: list[Rule], method: str) -> Iterator[str]:
+    """An address of each, but those that everybody may ask."""
+    for rule in rules:
+        if rule.endpoint not in OPEN_TO_ALL and method in (rule.methods or ()):
+            yield re.sub(r"<[^>]+>", "1", rule.rule.removeprefix(HOME))
+
+
+def test_no_page_is_shown_and_nothing_is_done_without_signing_in(stranger: Browser, rules: list[Rule]) -> None:
+    shown = {path: stranger.opens(path).status_code for path in paths(rules, "GET")}
+    done = {
+        path: stranger.sends(path, seen="sign-in", reason="why not").status_code
+        for path in paths(rules, "POST")
+    }
+
+    assert shown == dict.fromkeys(shown, 303)
+    assert done == dict.fromkeys(done, 401)
+
+
+def test_a_viewer_does_nothing_and_no_action_goes_without_its_forms_token_or_a_reason(
+    ana: Browser, raj: Browser, rules: list[Rule], database: Database
+) -> None:
+    trail = "SELECT count(*) AS n FROM audit_log WHERE action <> 'console.sign_in'"
+    for path in paths(rules, "POST"):
+        by_a_viewer = raj.sends(path, seen="", reason="why not")
+        unsigned = ana.client.post(HOME + path, base_url=HERE, data={"reason": "why not"})
+        of_another = ana.client.post(
+            HOME + path, base_url=HERE, data={"reason": "why not", "form": raj.token("")}
+        )
+        unreasoned = ana.sends(path, seen="", reason=" ")
+        answers = [answer.status_code for answer in (by_a_viewer, unsigned, of_another, unreasoned)]
+        assert answers == [403, 403, 403, 400], path
+    assert rows(database, trail) == [{"n": 0}]
+
+
+def test_every_page_is_observed_and_forbids_all_that_it_does_not_need(ana: Browser, rules: list[Rule]) -> None:
+    views = ana.client.application.view_functions
+    assert [rule.rule for rule in rules if not hasattr(views[rule.endpoint], "__operation__")] == []
+    for path in ["sign-in", "nowhere", *paths(rules, "GET")]:
+        answer = ana.opens(path)
+        policy = answer.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; style-src 'self'; base-uri 'none'"), path
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["Cache-Control"] == "no-store", path
+        assert not re.search("<script| style=", answer.text), path
+
+
+def test_what_is_not_there_is_a_page_of_the_console(ana: Browser) -> None:
+    answer = ana.opens("nowhere")
+
+    assert (answer.status_code, answer.content_type) == (404, "text/html; charset=utf-8")
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "ana",
+        f"ana:{HASH}:owner",
+        f"Ana Lee:{HASH}:viewer",
+        "ana:plaintext:operator",
+        f"ana:{HASH.replace('32768', '16384')}:operator",
+        f"ana:{HASH}:viewer,ana:{HASH}:operator",
+    ],
+)
+def test_a_setting_that_would_let_in_the_wrong_is_a_fault_and_is_not_repeated(
+    environ: dict[str, str], entry: str
+) -> None:
+    with pytest.raises(SettingsError, match="BILLING_CONSOLE_USERS: ") as caught:
+        config.load({**environ, "BILLING_CONSOLE_USERS": entry})
+
+    assert HASH not in str(caught.value)
+
+
+def test_a_command_makes_the_entry_of_an_operator(make_app: MakeApp) -> None:
+    runner = make_app().test_cli_runner()
+    made = runner.invoke(
+        args=["billing", "console", "password", "ana", "--role", "operator"], input=f"{PASSWORD}\n" * 2
+    )
+    entry = made.output.splitlines()[-1]
+
+    browser = Browser(make_app(BILLING_CONSOLE_USERS=entry).test_client())
+    assert browser.signs_in("ana").status_code == 303
+    assert "ana (operator)" in browser.reads("")
+    short = runner.invoke(args=["billing", "console", "password", "ana"], input="short\nshort\n")
+    assert (short.exit_code, "at least 12 characters" in short.output) == (2, True)
+
+
+# ---- mounted elsewhere
+
+
+def test_a_host_that_knows_its_operators_lets_them_in_itself(
+    environ: dict[str, str], database: Database
+) -> None:
+    def who(request: Request) -> Operator | None:
+        name = request.headers.get("X-Staff")
+        return Operator(name, may_act=True) if name else None
+
+    app = Flask("host")
+    billing = wiring.build(config.load(environ))
+    web.mount(app, billing, url_prefix="/pay")
+    console.mount(app, billing, who=who, url_prefix="/pay")
+    client = app.test_client()
+
+    let_in = client.get("/pay/billing/console/", base_url=HERE, headers={"X-Staff": "mia"})
+    kept_out = client.get("/pay/billing/console/", base_url=HERE)
+    billing.db.close()
+
+    assert (let_in.status_code, "mia (operator)" in words(let_in)) == (200, True)
+    assert "Sign out" not in let_in.text
+    assert kept_out.status_code == 403
+    assert client.post("/pay/billing/console/sign-in", base_url=HERE).status_code == 405
