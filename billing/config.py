@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ CONSOLE_USER = re.compile(
     r"([a-z0-9][a-z0-9._@-]{0,62}):(scrypt:(\d{5,7}):(\d{1,2}):\d\$\w+\$[0-9a-f]{128}):(viewer|operator)",
     re.ASCII,
 )
+SPAN = re.compile(r"(?P<count>\d{1,7})(?P<unit>[smhd])?", re.ASCII)
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SECRET_KEY = re.compile(r"[sr]k_(test|live)_\w+", re.ASCII)
 
 
@@ -155,12 +158,21 @@ def _console_user(entry: str) -> ConsoleUser:
     return ConsoleUser(name=found[1], hash=SecretStr(found[2]), may_act=found[5] == "operator")
 
 
+def _span(value: Any) -> Any:
+    """90, 90s, 30m, 6h, 2d."""
+    found = SPAN.fullmatch(value) if isinstance(value, str) else None
+    if not found or not int(found["count"]):
+        raise ValueError("must be a span of time: seconds, or a number with s, m, h or d, as in 6h")
+    return timedelta(seconds=int(found["count"]) * SECONDS[found["unit"] or "s"])
+
+
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Origin = Annotated[str, BeforeValidator(origin_of)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Path = Annotated[str, AfterValidator(_path)]
 Address = Annotated[str, AfterValidator(_http_address)]
 Base = Annotated[Address, AfterValidator(lambda address: address.rstrip("/"))]
+Span = Annotated[timedelta, BeforeValidator(_span)]
 Postgres = Annotated[str, BeforeValidator(_postgres)]
 
 
@@ -219,6 +231,7 @@ class Settings(BaseModel):
     billing_promotion_codes: bool = False
 
     billing_stripe_reads_per_second: int = Field(20, ge=2, le=100)
+    billing_expect_webhook_every: Span | None = None
     billing_links_per_minute: int = Field(30, ge=1)
     billing_console_users: Annotated[tuple[ConsoleUser, ...], BeforeValidator(_console_users)] = ()
     trusted_proxies: int = Field(0, ge=0, le=10)

@@ -94,6 +94,9 @@ _OF = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant"
 _GIVEN = text(_OF)
 _KEPT = text(f"{_OF} FOR NO KEY UPDATE")
 _IS_KNOWN = text("SELECT EXISTS (SELECT FROM tenant_config WHERE tenant_id = :tenant)")
+_LINKED_COUNT = text("""
+    SELECT count(*) FROM (SELECT FROM tenant_config WHERE stripe_customer_id <> '' LIMIT :most) AS counted
+""")
 _EVER = text("""
     SELECT stripe_customer_id FROM tenant_links WHERE tenant_id = :tenant
     UNION SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant AND stripe_customer_id <> ''
@@ -130,6 +133,11 @@ def of(connection: Connection, tenant_id: str, *, keep: bool = False) -> str | N
 def is_known(connection: Connection, tenant_id: str) -> bool:
     """Whether the tenant has a row here, with a customer or without."""
     return bool(connection.scalar(_IS_KNOWN, {"tenant": tenant_id}))
+
+
+def linked(connection: Connection, *, most: int) -> int:
+    """How many tenants have a customer; counted up to `most`, and one more where there are more."""
+    return int(connection.scalar(_LINKED_COUNT, {"most": most + 1}))
 
 
 def ever(connection: Connection, tenant_id: str) -> list[str]:

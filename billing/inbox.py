@@ -73,6 +73,7 @@ inbox = Table(
     CheckConstraint("state <> 'buried' OR reason IS NOT NULL", name="buried_with_a_reason"),
     Index("ix_inbox_due_at", "due_at", "id", postgresql_where=text("state = 'due'")),
     Index("ix_inbox_customer", "customer", "id", postgresql_where=text("state IN ('waiting', 'asking')")),
+    Index("ix_inbox_state", "state", "id", postgresql_where=text("state IN ('waiting', 'asking')")),
     Index("ix_inbox_buried", "id", postgresql_where=text("state = 'buried'")),
 )
 
@@ -434,6 +435,60 @@ def _values(choice: Choice, after: int) -> dict[str, Any]:
     values = {**vars(choice), "after": after, "window": REPLAYED_AT_ONCE}
     lists = {name: list(values[name]) for name in ("event_ids", "customers") if values[name] is not None}
     return values | lists
+
+
+# The numbers are given out as events come, so the lowest is the oldest; for those that are due, whose index is
+# in another order, it is looked for as far as they are counted.
+_BACKLOG = text("""
+    SELECT due.n AS due, waiting.n AS waiting, asking.n AS asking, buried.n AS buried,
+           extract(epoch FROM clock_timestamp() - least(due.oldest, asking.oldest))::float8 AS unprocessed,
+           extract(epoch FROM clock_timestamp() - waiting.oldest)::float8 AS waits
+    FROM (
+        SELECT count(*) AS n, min(received_at) AS oldest FROM (
+            SELECT received_at FROM inbox WHERE state = 'due' ORDER BY due_at, id LIMIT :most
+        ) AS counted
+    ) AS due, (
+        SELECT count(*) AS n, (
+            SELECT received_at FROM inbox WHERE state = 'asking' ORDER BY id LIMIT 1
+        ) AS oldest FROM (SELECT FROM inbox WHERE state = 'asking' ORDER BY id LIMIT :most) AS counted
+    ) AS asking, (
+        SELECT count(*) AS n, (
+            SELECT received_at FROM inbox WHERE state = 'waiting' ORDER BY id LIMIT 1
+        ) AS oldest FROM (SELECT FROM inbox WHERE state = 'waiting' ORDER BY id LIMIT :most) AS counted
+    ) AS waiting, (
+        SELECT count(*) AS n FROM (SELECT FROM inbox WHERE state = 'buried' ORDER BY id LIMIT :most) AS counted
+    ) AS buried
+""")
+# The first row ends it, unless all of the newest were fetched by ourselves.
+_LAST_WEBHOOK = text("""
+    SELECT extract(epoch FROM clock_timestamp() - received_at)::float8
+    FROM (SELECT id, received_at, sent_at FROM inbox ORDER BY id DESC LIMIT :looked_at) AS newest
+    WHERE sent_at IS NOT NULL ORDER BY id DESC LIMIT 1
+""")
+LOOKED_AT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is not settled: how many, counted up to `most` and one more; and for how many seconds the oldest."""
+
+    due: int
+    waiting: int
+    asking: int
+    buried: int
+    oldest_unprocessed: float | None
+    oldest_waiting: float | None
+
+
+def backlog(connection: Connection, *, most: int) -> Backlog:
+    """How much there is to do."""
+    return Backlog(*connection.execute(_BACKLOG, {"most": most + 1}).one())
+
+
+def last_webhook(connection: Connection) -> float | None:
+    """Seconds since an event came by webhook; None where none of the newest LOOKED_AT did."""
+    seconds: float | None = connection.scalar(_LAST_WEBHOOK, {"looked_at": LOOKED_AT})
+    return seconds
 
 
 # Each part has an index of its own: the settled are many and not looked at.

@@ -36,6 +36,11 @@ stripe_customers = Table(
     Column("answered_at", DateTime(timezone=True)),
     Index("ix_stripe_customers_wanted_at", "wanted_at", postgresql_where=text("wanted_at IS NOT NULL")),
     Index("ix_stripe_customers_owed_since", "owed_since", postgresql_where=text("owed_since IS NOT NULL")),
+    Index(
+        "ix_stripe_customers_unanswered",
+        "stripe_customer_id",
+        postgresql_where=text("answered_at IS NULL"),
+    ),
 )
 
 
@@ -308,6 +313,19 @@ _STALEST = text("""
 def stalest(connection: Connection, *, older: timedelta, most: int) -> Sequence[str]:
     """Linked customers Stripe was not asked about for this long, the longest first."""
     return connection.scalars(_STALEST, {"older": older, "most": most}).all()
+
+
+# To look for those that have no row would be to look at every tenant; the walk gives them one.
+_NEVER_ANSWERED = text("""
+    SELECT count(*)
+    FROM (SELECT stripe_customer_id FROM stripe_customers WHERE answered_at IS NULL LIMIT :most) AS c
+    JOIN tenant_config t ON t.stripe_customer_id = c.stripe_customer_id AND t.stripe_customer_id <> ''
+""")
+
+
+def never_answered(connection: Connection, *, most: int) -> int:
+    """How many linked customers Stripe has never told about; counted up to `most`, and one more."""
+    return int(connection.scalar(_NEVER_ANSWERED, {"most": most + 1}))
 
 
 _PRUNE = text("""

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -33,6 +34,7 @@ from billing import (
     sync,
     telemetry,
     wiring,
+    workers,
 )
 from billing.budget import Budget
 from billing.db import SYSTEM, Database, UnsafeRole
@@ -62,6 +64,8 @@ class Worker:
         self._db = billing.db
         self._lease = lease
         self._batch = batch
+        self._process = workers.Process()
+        self._next_beat = 0.0
         self._stopping = threading.Event()
         self._budget = Budget(billing.db, billing.settings.billing_stripe_reads_per_second, self._stopping)
         self._askers = ThreadPoolExecutor(ASKING + 2, thread_name_prefix="asking")
@@ -112,8 +116,10 @@ class Worker:
         log.info("worker.stopped", pid=os.getpid())
 
     def finish(self) -> None:
-        """Wait for the questions in flight."""
+        """Wait for the questions in flight, and be no worker any more."""
         self._askers.shutdown(wait=True)
+        with suppress(ServiceUnavailable):  # then it is taken for one that was killed
+            self._db.run(SYSTEM, workers.leave(self._process))
 
     @property
     def is_asking(self) -> bool:
@@ -137,6 +143,7 @@ class Worker:
 
     def work(self) -> bool:
         """One round: what is due, and who must be asked about. False if there was neither."""
+        self._beat()
         claimed, asked = self._claim()
         for question in asked:
             self._in_flight.add(self._askers.submit(self._safely, self._ask, question))
@@ -145,6 +152,12 @@ class Worker:
         for chore in self._chores:
             chore.do(self._db)
         return bool(claimed or asked)
+
+    def _beat(self) -> None:
+        """Here and in no thread of its own: it says that the rounds go on."""
+        if time.monotonic() >= self._next_beat:
+            self._db.run(SYSTEM, workers.beat(self._process))
+            self._next_beat = time.monotonic() + workers.BEAT_SECONDS
 
     # ---- events
 
@@ -232,6 +245,7 @@ class Worker:
             with self._db.begin(SYSTEM) as connection:
                 self._pruned_events = inbox.prune(connection, after=self._pruned_events)
         with self._db.begin(SYSTEM) as connection:
+            workers.prune(connection)
             self._pruned_customers = questions.prune(connection, after=self._pruned_customers)
 
     def _begin_listing(self) -> None:

@@ -31,13 +31,14 @@ from billing import (
     state,
     subscriptions,
     tokens,
+    workers,
 )
 from billing.db import metadata, owner_engine
 
 # Importing the subjects is what fills `metadata`.
 SUBJECTS = (
     *(audit, budget, catalogue, checkouts, chores, customers, entitlements, feed, inbox, invoices),
-    *(operators, overrides, questions, state, subscriptions, tokens),
+    *(operators, overrides, questions, state, subscriptions, tokens, workers),
 )
 SEQUENCES = ("inbox_id_seq",)  # read, to know what has arrived; counting needs no grant
 ONE_RELEASE_AT_A_TIME = {"key": 7_238_114}  # an advisory lock: a second release waits, then finds nothing to do

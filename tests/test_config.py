@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -408,6 +408,7 @@ def test_a_return_path_is_a_path(path: str) -> None:
         *(("BILLING_LINKS_PER_MINUTE", value) for value in ("0", "-1", "many", "9" * 5000)),
         *(("TRUSTED_PROXIES", value) for value in ("-1", "11", "true", "127.0.0.1", "1,2")),
         *(("BILLING_ALLOW_SUPERUSER", value) for value in ("2", "maybe")),
+        *(("BILLING_EXPECT_WEBHOOK_EVERY", value) for value in ("0", "-1", "6 h", "1w", "h", "1.5h", "6h30m")),
         *(("BILLING_PORTAL_CONFIGURATION", value) for value in ("pc_1", "bpc_", "bpc_1\n", "bpc_1 bpc_2")),
     ],
     ids=lambda value: value[:30],
@@ -419,6 +420,13 @@ def test_a_value_out_of_range_is_refused(name: str, value: str) -> None:
 @pytest.mark.parametrize("hops", ["0", "1", "10"])
 def test_the_number_of_trusted_proxies_is_taken_as_it_is(hops: str) -> None:
     assert load(TRUSTED_PROXIES=hops).trusted_proxies == int(hops)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("6h", 21_600), ("2d", 172_800)]
+)
+def test_a_span_of_time_has_its_unit_or_is_in_seconds(given: str, seconds: int) -> None:
+    assert load(BILLING_EXPECT_WEBHOOK_EVERY=given).billing_expect_webhook_every == timedelta(seconds=seconds)
 
 
 def test_lists_are_separated_by_commas_and_forgive_blanks() -> None:

@@ -105,11 +105,12 @@ A_ROW = {
     "checkout_turns": {"tenant_id": "{tenant}", "holder": "1", "until": "2026-01-01T00:00Z"},
     "feed_consumers": {"name": "{tenant}", "epoch": "e", "position": "0", "asked_at": "2026-01-01T00:00Z"},
     "service_tokens": {"name": "of-{tenant}", "slot": "1", "hash": "{tenant}", "scopes": "{billing:read}"},
+    "workers": {"name": "{tenant}"},
 }
 TABLES = list(A_ROW)
 THE_SERVICES_OWN = (
     *("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns", "feed_consumers"),
-    "service_tokens",
+    *("service_tokens", "workers"),
 )
 
 
