@@ -9,6 +9,8 @@ e-mail address.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -170,6 +172,18 @@ class By:
     reason: str
     request_id: str | None = None
     ip: str | None = None
+# An attempt is over within half a minute.
+_LAST_LINK = text("""
+    SELECT max(settled_at) FROM audit_log
+    WHERE tenant_id = :tenant AND at > statement_timestamp() - interval '1 minute'
+      AND started AND outcome = 'opened'
+""")
+
+
+def last_link(connection: Connection, tenant_id: str) -> datetime | None:
+    """When the tenant was last handed a link to Stripe, if that was in the last half minute."""
+    handed: datetime | None = connection.scalar(_LAST_LINK, {"tenant": tenant_id})
+    return handed
 
 
 _NOTE = text("""

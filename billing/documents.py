@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
-from billing import clock, customers, questions, state, sync
+from billing import audit, clock, customers, questions, state, sync
 from billing.budget import Budget
 from billing.db import SYSTEM, Database, Scope
 from billing.errors import Busy, StateUnknown, TenantNotFound
@@ -61,17 +61,20 @@ class Documents:
         return self._made(tenant_id, found, revives=revives)
 
     def synced(self, tenant_id: str, *, revives: bool = False) -> Document:
-        """The same, after Stripe was asked; unless it just was, or cannot be."""
+        """The same, after Stripe was asked; unless it just was, or cannot be.
+
+        Whoever was handed a link to Stripe since then may have changed something there: it is asked again.
+        """
         with self._db.begin(SYSTEM) as connection:
             customer = customers.of(connection, tenant_id)
-            may = customer is not None and state.may_sync(connection, tenant_id, SYNC_EVERY)
-            is_owed = customer is not None and questions.is_wanted(connection, customer)
+            link = audit.last_link(connection, tenant_id)
+            may = customer is not None and state.may_sync(connection, tenant_id, SYNC_EVERY, link)
         if customer is None:
             synced: Synced = "done"  # there is nothing at Stripe that could be asked about
         elif may:
             synced = "done" if self._ask(customer, SYNC_SECONDS) else "failed"
         else:
-            synced = "failed" if is_owed else "recent"
+            synced = self._put_off(customer)
         document = replace(self.of(tenant_id, revives=revives), synced=synced)
         return _stale(document) if synced == "failed" else document
 
@@ -119,6 +122,13 @@ class Documents:
             return sync.now(self._db, self._stripe, self._budget, customer, patience=patience)
         finally:
             self._waiting.release()
+
+    def _put_off(self, customer: str) -> Synced:
+        """Stripe was asked a moment ago; what has changed since, a worker asks about when it may be again."""
+        with self._db.begin(SYSTEM) as connection:
+            is_owed = questions.is_wanted(connection, customer)
+            questions.want(connection, [customer], after=SYNC_EVERY)
+        return "failed" if is_owed else "recent"
 
     def _unwritten(self, tenant_id: str, found: State | None) -> Document:
         """Somebody else has the row: the document of now, with a tag of its own."""

@@ -101,13 +101,14 @@ class Heard:
 
 
 # While a question is in flight its answer, or its end, decides whether another one is wanted. An event does not
-# shorten the pause after a failure.
+# shorten the pause after a failure; for a question that is only wanted later it does not wait.
 _HEAR = text("""
     UPDATE stripe_customers c SET
         heard = told.heard,
         latest_created = greatest(c.latest_created, to_timestamp(told.latest_created)),
-        wanted_at = CASE WHEN wanted AND asking_until IS NULL THEN coalesce(c.wanted_at, clock_timestamp())
-                         ELSE c.wanted_at END,
+        wanted_at = CASE WHEN NOT wanted OR asking_until IS NOT NULL THEN c.wanted_at
+                         WHEN put > answered THEN coalesce(c.wanted_at, clock_timestamp())
+                         ELSE least(c.wanted_at, clock_timestamp()) END,
         owed_since = CASE WHEN wanted THEN coalesce(c.owed_since, clock_timestamp()) ELSE c.owed_since END
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS told (customer text, heard bigint, latest_created bigint, wanted boolean)
@@ -125,7 +126,7 @@ def hear(connection: Connection, told: Iterable[Heard]) -> None:
 # Before the lease's end, even where that has passed: so an answer sees that somebody came after its question.
 _WANT = text("""
     INSERT INTO stripe_customers (stripe_customer_id, wanted_at, owed_since)
-    SELECT id, clock_timestamp(), clock_timestamp()
+    SELECT id, clock_timestamp() + :after, clock_timestamp()
     FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
     ON CONFLICT (stripe_customer_id) DO UPDATE
     SET owed_since = coalesce(stripe_customers.owed_since, excluded.owed_since),
@@ -134,10 +135,10 @@ _WANT = text("""
 """)
 
 
-def want(connection: Connection, customers: Collection[str]) -> None:
-    """Have Stripe asked about these customers, whatever their events say."""
+def want(connection: Connection, customers: Collection[str], *, after: timedelta = timedelta(0)) -> None:
+    """Have Stripe asked about these customers, whatever their events say; by then at the latest."""
     if customers:
-        connection.execute(_WANT, {"ids": sorted(set(customers))})
+        connection.execute(_WANT, {"ids": sorted(set(customers)), "after": after})
 
 
 _BORN = text("""
@@ -150,8 +151,9 @@ _IS_RESTING = text("""
 """)
 _IS_DELETED = text("SELECT deleted_at IS NOT NULL FROM stripe_customers WHERE stripe_customer_id = :customer")
 _IS_WANTED = text("""
-    SELECT wanted_at IS NOT NULL OR answered_at IS NULL FROM stripe_customers
-    WHERE stripe_customer_id = :customer
+    SELECT answered_at IS NULL
+        OR (wanted_at IS NOT NULL AND (wanted_at <= clock_timestamp() OR put > answered))
+    FROM stripe_customers WHERE stripe_customer_id = :customer
 """)
 
 
@@ -171,7 +173,7 @@ def is_deleted(connection: Connection, customer: str) -> bool:
 
 
 def is_wanted(connection: Connection, customer: str) -> bool:
-    """Whether Stripe owes us an answer, or has never been asked."""
+    """Whether Stripe owes us an answer, or has never been asked. A question for later it does not owe yet."""
     return connection.scalar(_IS_WANTED, {"customer": customer}) is not False
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -360,7 +360,7 @@ _BEHIND = text("""
 _MAY_SYNC = text("""
     INSERT INTO tenant_states AS s (tenant_id, synced_at) VALUES (:tenant, clock_timestamp())
     ON CONFLICT (tenant_id) DO UPDATE SET synced_at = excluded.synced_at
-    WHERE s.synced_at IS NULL OR s.synced_at <= clock_timestamp() - :pause
+    WHERE s.synced_at IS NULL OR s.synced_at <= clock_timestamp() - :pause OR s.synced_at < :reason
 """)
 
 
@@ -374,6 +374,10 @@ def behind(connection: Connection, most: int = CHUNK) -> list[str]:
     return list(connection.scalars(_BEHIND, {"most": most}))
 
 
-def may_sync(connection: Connection, tenant_id: str, pause: timedelta) -> bool:
-    """Whether nobody has had Stripe asked about this tenant for that long. If so, somebody now has."""
-    return connection.execute(_MAY_SYNC, {"tenant": tenant_id, "pause": pause}).rowcount == 1
+def may_sync(connection: Connection, tenant_id: str, pause: timedelta, reason: datetime | None = None) -> bool:
+    """Whether nobody has had Stripe asked about this tenant for that long, or since there was a `reason` to.
+
+    If so, somebody now has.
+    """
+    values = {"tenant": tenant_id, "pause": pause, "reason": reason}
+    return connection.execute(_MAY_SYNC, values).rowcount == 1

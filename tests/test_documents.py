@@ -534,6 +534,69 @@ def test_in_five_seconds_stripe_is_asked_once_by_all_processes_together(
     assert reads_of(sandbox, customer) == 2
 
 
+LINKS: dict[str, Json] = {"portal": {}, "checkout": {"plan": "team_monthly"}}
+
+
+@pytest.mark.parametrize("door", LINKS)
+def test_who_was_handed_a_link_to_stripe_may_have_it_asked_at_once_when_back(
+    make_app: MakeApp, at_sale: str, database: Database, acme: str, customer: str, sandbox: Control, door: str
+) -> None:
+    """However lately it was asked, no webhook needed; and once for each link, whichever process answers."""
+    processes = [make_app().test_client() for _ in range(2)]
+    answered(database, customer)
+    assert read(processes[0], query="?sync=true").headers["Billing-Sync"] == "done"
+    opened = processes[0].post(f"/api/subscriptions/{door}", headers=bearer(acme), json=LINKS[door])
+    assert opened.status_code == 200
+    subscribe(sandbox, customer, price=at_sale)
+    before = reads_of(sandbox, customer)
+
+    back = [read(client, query="?sync=true") for client in reversed(processes)]
+
+    assert [answer.headers["Billing-Sync"] for answer in back] == ["done", "recent"]
+    assert [known(answer)["state"] for answer in back] == ["active", "active"]
+    assert reads_of(sandbox, customer) == before + 1
+
+
+def test_a_link_that_was_refused_gives_nobody_the_right_to_ask_again(
+    client: FlaskClient, at_sale: str, database: Database, acme: str, customer: str, sandbox: Control
+) -> None:
+    answered(database, customer)
+    assert read(client, query="?sync=true").headers["Billing-Sync"] == "done"
+    sandbox.fault("400", path="/v1/billing_portal/sessions")
+    refused = client.post("/api/subscriptions/portal", headers=bearer(acme))
+    assert refused.status_code == 500
+
+    assert read(client, query="?sync=true").headers["Billing-Sync"] == "recent"
+
+
+def test_what_has_changed_since_stripe_was_just_asked_is_asked_about_when_it_may_be_again(
+    client: FlaskClient,
+    environ: dict[str, str],
+    at_sale: str,
+    database: Database,
+    acme: str,
+    customer: str,
+    sandbox: Control,
+) -> None:
+    """Two tabs: one has Stripe asked a moment before the other is back. No webhook, and nobody reads again."""
+    answered(database, customer)
+    assert read(client, query="?sync=true").headers["Billing-Sync"] == "done"
+    subscribe(sandbox, customer, price=at_sale)
+
+    told = [read(client, query="?sync=true") for _ in range(3)]
+
+    assert [answer.headers["Billing-Sync"] for answer in told] == ["recent"] * 3
+    assert [known(answer)["stale"] for answer in told] == [False] * 3
+    with a_worker(environ) as worker:
+        until_quiet(worker)
+        assert known(read(client))["state"] == "none"
+        assert reads_of(sandbox, customer) == 1
+        rows(database, "UPDATE stripe_customers SET wanted_at = wanted_at - interval '5 s' RETURNING 1")
+        until_quiet(worker)
+    assert known(read(client))["state"] == "active"
+    assert reads_of(sandbox, customer) == 2
+
+
 def test_where_stripe_cannot_be_asked_what_was_last_known_is_answered_and_called_stale(
     client: FlaskClient,
     at_sale: str,

@@ -629,15 +629,21 @@ def test_what_is_held_by_somebody_else_is_caught_up_with_later(
 # ---- whose turn it is
 
 
-def test_of_many_who_want_stripe_asked_one_may_and_the_next_once_the_pause_is_over(
+def test_of_many_who_want_stripe_asked_one_may_and_the_next_with_a_newer_reason_or_after_the_pause(
     database: Database, other: Database
 ) -> None:
-    def may(database: Database, pause: timedelta) -> bool:
+    def may(database: Database, seconds: int, reason: datetime | None = None) -> bool:
         with database.begin(SYSTEM) as connection:
-            return state.may_sync(connection, "t_acme", pause)
+            return state.may_sync(connection, "t_acme", timedelta(seconds=seconds), reason)
 
-    with ThreadPoolExecutor(4) as callers:
-        first = list(callers.map(lambda n: may((database, other)[n % 2], timedelta(seconds=5)), range(8)))
+    def many(reason: datetime | None = None) -> list[bool]:
+        with ThreadPoolExecutor(4) as callers:
+            return sorted(callers.map(lambda n: may((database, other)[n % 2], 5, reason), range(8)))
 
-    assert sorted(first) == [False] * 7 + [True]
-    assert may(other, timedelta(0))
+    [earlier] = rows(database, "SELECT clock_timestamp() AS now")
+    assert many() == [False] * 7 + [True]
+    [later] = rows(database, "SELECT clock_timestamp() AS now")
+
+    assert not may(other, 5, earlier["now"])
+    assert many(later["now"]) == [False] * 7 + [True]
+    assert may(other, 0)

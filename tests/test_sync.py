@@ -918,6 +918,26 @@ def test_events_do_not_shorten_the_pause_after_a_failure(database: Database, acm
     assert row["paused"]
 
 
+def test_events_do_not_wait_for_a_question_that_is_only_wanted_later(
+    database: Database, acme: str, customer: str
+) -> None:
+    with database.begin(SYSTEM) as connection:
+        questions.born(connection, customer)
+        for seconds in (60, 90):
+            questions.want(connection, [customer], after=timedelta(seconds=seconds))
+        assert not questions.is_wanted(connection, customer)
+    [row] = rows(database, "SELECT wanted_at < now() + interval '61 seconds' AS early FROM stripe_customers")
+    assert row["early"]  # whoever wants it later does not put it off
+
+    tell(database, customer, at=AT, late=600)
+    take_in(database)
+
+    assert states(database) == ["asking"]
+    with database.begin(SYSTEM) as connection:
+        assert questions.is_wanted(connection, customer)
+        assert questions.put(connection, seen=0, most=1)
+
+
 def test_a_list_in_place_of_the_customer_is_no_answer(
     database: Database, acme: str, customer: str, sandbox: Control, stripe: Stripe, budget: Budget
 ) -> None:

@@ -34,7 +34,10 @@ SYNC = {
     "name": "sync",
     "in": "query",
     "required": False,
-    "description": "Ask Stripe first, at most once in five seconds; `Billing-Sync` says what came of it",
+    "description": (
+        "Ask Stripe first, at most once in five seconds, and once more after each link to the portal or "
+        "Checkout; `Billing-Sync` says what came of it"
+    ),
     "schema": {"type": "boolean"},
     "example": True,
 }
