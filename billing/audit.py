@@ -9,7 +9,6 @@ e-mail address.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -164,14 +163,6 @@ def refuse(attempt: Attempt, outcome: str, *, flow: str | None) -> Query[None]:
     return Query("audit.refuse", _REFUSE, {**_values(attempt, flow), "outcome": outcome}, _nothing)
 
 
-@dataclass(frozen=True, slots=True)
-class By:
-    """An operator who does something, and why; `ip` and `request_id` where it was done in a browser."""
-
-    actor: str
-    reason: str
-    request_id: str | None = None
-    ip: str | None = None
 # An attempt is over within half a minute.
 _LAST_LINK = text("""
     SELECT max(settled_at) FROM audit_log
@@ -184,6 +175,16 @@ def last_link(connection: Connection, tenant_id: str) -> datetime | None:
     """When the tenant was last handed a link to Stripe, if that was in the last half minute."""
     handed: datetime | None = connection.scalar(_LAST_LINK, {"tenant": tenant_id})
     return handed
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """An operator who does something, and why; `ip` and `request_id` where it was done in a browser."""
+
+    actor: str
+    reason: str
+    request_id: str | None = None
+    ip: str | None = None
 
 
 _NOTE = text("""

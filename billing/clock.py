@@ -10,8 +10,9 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection
 
-from billing import questions, state
+from billing import questions, state, sync
 from billing.db import SYSTEM, Database
+from billing.state import Changed
 
 
 def strike(db: Database) -> int:
@@ -20,16 +21,17 @@ def strike(db: Database) -> int:
         due = state.due(connection)
         free = questions.lock_free(connection, {customer for _, customer in due if customer})
         ours = [tenant for tenant, customer in due if not customer or customer in free]
-        pass_by(connection, ours, list(free))
+        changed = pass_by(connection, ours, list(free))
+    sync.tell(changed)
     return len(ours)
 
 
 def pass_by(
     connection: Connection, tenants: Collection[str], customers: Collection[str], *, revives: bool = False
-) -> None:
+) -> list[Changed]:
     """Their moment has come: have Stripe asked about the customers, and write the documents of now."""
     questions.want(connection, customers)
-    state.refresh(connection, tenants, revives=revives)
+    return state.refresh(connection, tenants, revives=revives)
 
 
 def catch_up(db: Database) -> int:

@@ -97,9 +97,10 @@ class Documents:
             with self._db.begin(SYSTEM) as connection:
                 customer = customers.of(connection, tenant_id)
                 due = [customer] if customer and found and found.is_due else []
-                clock.pass_by(connection, [tenant_id], due, revives=revives)
+                changed = clock.pass_by(connection, [tenant_id], due, revives=revives)
         except Busy:
             return self._unwritten(tenant_id, found)
+        sync.tell(changed)
         found = self._read(tenant_id)
         unheard = found.customer if found and found.edition and not found.is_known else None
         if found is None:  # forgotten, and linked again

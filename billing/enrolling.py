@@ -99,7 +99,8 @@ def _enrolled(
         checkouts.close_intent(connection, intent.id, customer)
         linked = customers.of(connection, tenant_id)
         is_told = customers.told(connection, tenant_id, says)
-        state.refresh(connection, [tenant_id])
+        changed = state.refresh(connection, [tenant_id])
+    sync.tell(changed)
     if linked and linked != customer:
         log.warning("customer.spare", tenant=tenant_id, customer=customer)
         return linked
@@ -239,7 +240,8 @@ def _put(
         link(db, stripe, budget, tenant_id, customer, by=attempt.actor)
     with db.begin(SYSTEM) as connection:
         customers.describe(connection, tenant_id, said)
-        state.refresh(connection, [tenant_id])
+        changed = state.refresh(connection, [tenant_id])
+    sync.tell(changed)
     tell(db, stripe, tenant_id)
     if customer and is_new:
         sync.now(db, stripe, budget, customer, patience=min(CURRENT_SECONDS, max(0.0, deadline.left())))

@@ -282,14 +282,32 @@ _ANSWERED = text("""
     UPDATE inbox SET state = CASE WHEN reason IS NULL THEN 'settled' ELSE 'buried' END,
                      settled_at = clock_timestamp()
     FROM answered WHERE inbox.id = answered.id
-    RETURNING inbox.id, event_id, reason
+    RETURNING event_id, trace, reason
+""")
+_ASKING = text("""
+    SELECT event_id, trace, reason FROM inbox WHERE customer = :customer AND state = 'asking'
+    ORDER BY id LIMIT 100
 """)
 
 
-def answered(connection: Connection, customer: str, *, seen: int) -> list[tuple[int, str, str | None]]:
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """An event that Stripe is asked about, and why it is to be buried, if it is."""
+
+    event_id: str
+    trace: str | None
+    reason: str | None
+
+
+def answered(connection: Connection, customer: str, *, seen: int) -> list[Asking]:
     """Finish what was waiting for this answer: every event that had arrived when the question was put."""
     found = connection.execute(_ANSWERED, {"customer": customer, "seen": seen})
-    return [(row.id, row.event_id, row.reason) for row in found]
+    return [Asking(*row) for row in found]
+
+
+def asking(connection: Connection, customer: str) -> list[Asking]:
+    """Those that wait for an answer about this customer, the first hundred."""
+    return [Asking(*row) for row in connection.execute(_ASKING, {"customer": customer})]
 
 
 _IS_ASKING = text("""

@@ -133,6 +133,16 @@ def _state(found: psycopg.Cursor[Any]) -> State | None:
 
 # ---- writing
 
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A document that has a new version, or a place in the feed that it had not."""
+
+    tenant_id: str
+    version: int
+    position: int | None  # in the feed; None: it is not shown there yet
+
+
 _ENSURE = text("""
     INSERT INTO tenant_states (tenant_id)
     SELECT id FROM unnest(CAST(:tenants AS text[])) AS given (id)
@@ -173,6 +183,7 @@ _WRITE = text(f"""
         fed = CASE WHEN w.moves THEN w.version ELSE s.fed END
     FROM written w LEFT JOIN moved m USING (tenant)
     WHERE s.tenant_id = w.tenant
+    RETURNING s.tenant_id, CASE WHEN w.moves THEN s.position END
 """)  # noqa: S608  # ours
 
 
@@ -182,33 +193,39 @@ def refresh(
     *,
     confirmed: Mapping[str, float] = NOBODY,
     revives: bool = False,
-) -> None:
+) -> list[Changed]:
     """Write these tenants' documents anew. Of those that are `confirmed`, Stripe told us what was true then.
 
     One that was forgotten stays so until somebody has named it again, by a row in `tenant_config` or by a
     token (`revives`); and until its document is known, or consumers would not hear that it was gone.
 
-    Once per transaction, and the last that it locks: where a version moves, it holds the end of the feed.
+    Once per transaction, and the last that it locks: where a version moves, it holds the end of the feed. Which
+    documents have changed is for the caller to say, when that is committed (`sync.tell`).
     """
     if not tenants:
-        return
+        return []
     ids = sorted(tenants)
     connection.execute(_ENSURE, {"tenants": ids})
     locked = connection.execute(_LOCK, {"tenants": ids, "never": NEVER}).all()
     found = evaluate(connection, ids)
     forgotten = {row[0] for row in locked if row[-1]}
     back = forgotten if revives or not forgotten else _named(connection, forgotten)
-    rows = []
+    rows, versions = [], {}
     for tenant, version, digest, customer, as_of, fed, is_forgotten in locked:
         one = found[tenant]
         if is_forgotten and (tenant not in back or one.answered_at is None):
             continue
         measured = one.digest()
-        version += measured != bytes(digest)
+        grows = measured != bytes(digest)
+        version += grows
         held = as_of if as_of is not None and customer == one.tenant.customer else one.answered_at
         at = min(one.now, max(held or 0.0, confirmed.get(tenant, 0.0)))
-        rows.append({**one.row(version, measured, at), "moves": one.is_shown and version > fed})
-    connection.execute(_WRITE, {"rows": json.dumps(rows)})
+        moves = one.is_shown and version > fed
+        rows.append({**one.row(version, measured, at), "moves": moves})
+        if grows or moves:
+            versions[tenant] = version
+    places = connection.execute(_WRITE, {"rows": json.dumps(rows)})
+    return [Changed(tenant, versions[tenant], place) for tenant, place in places if tenant in versions]
 
 
 def _named(connection: Connection, tenants: Collection[str]) -> set[str]:

@@ -33,16 +33,19 @@ from billing import (
     questions,
     state,
     subscriptions,
+    telemetry,
 )
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
 from billing.errors import Busy, CheckoutUnderWay, ServiceUnavailable, StripeFailed
 from billing.events import Event, Json
-from billing.inbox import Claimed
+from billing.inbox import Asking, Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Question
+from billing.state import Changed
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
 from billing.subscriptions import FINAL, Folded, Held, Snapshot, Subscription, Verdict
+from billing.telemetry import Causes
 
 SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
 IN_OTHER_HANDS = timedelta(seconds=0.2)  # then the customer may be free again
@@ -58,6 +61,7 @@ NOT_STRIPES = frozenset(
 )  # reasons to come back that say nothing about the question
 CLOSED = frozenset({"paid", "void", "uncollectible"})
 PAYING = frozenset({"active", "trialing"})
+NO_CAUSES: Mapping[str, Causes] = {}
 
 log = structlog.get_logger(__name__)
 
@@ -178,7 +182,8 @@ def apply(db: Database, claimed: Sequence[Claimed]) -> Outcome:
         questions.hear(connection, _heard(batch, locked, outcome))
         _let_go(connection, outcome)
         checkouts.hear(connection, _checkouts(batch))
-        _refresh(connection, batch, owned, outcome)
+        changed = _refresh(connection, batch, owned, outcome)
+    tell(changed, _causes(batch, owned))
     for reason, ids in outcome.buried.items():
         log.error("inbox.buried", reason=reason, ids=ids)
     return outcome
@@ -194,14 +199,25 @@ def _let_go(connection: Connection, outcome: Outcome) -> None:
         inbox.bury(connection, ids, reason)
 
 
-def _refresh(connection: Connection, batch: Sequence[Told], owned: Mapping[str, str], outcome: Outcome) -> None:
+def _refresh(
+    connection: Connection, batch: Sequence[Told], owned: Mapping[str, str], outcome: Outcome
+) -> list[Changed]:
     """The documents of all whom these events are about; and the catalogue, where one says it has changed."""
     told = {one.customer for one in batch if one.customer and one.customer in owned}
     unsure = {one.customer for one in batch if one.id in outcome.asked or one.id in outcome.later}
     confirmed = {owned[id]: told for id, told in outcome.confirmed.items() if id not in unsure}
     if any(one.claimed.type in events.CATALOGUE for one in batch):
         chores.hasten(connection, cataloguing.CHORE, cataloguing.SOON)
-    state.refresh(connection, {owned[customer] for customer in told}, confirmed=confirmed)
+    return state.refresh(connection, {owned[customer] for customer in told}, confirmed=confirmed)
+
+
+def _causes(batch: Sequence[Told], owned: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
+    """The events of each tenant: one that asks, or waits for a second look, may have told something as well."""
+    causes: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for one in batch:
+        if one.customer and one.customer in owned:
+            causes[owned[one.customer]][one.claimed.event_id] = one.claimed.trace
+    return causes
 
 
 def _checkouts(batch: Sequence[Told]) -> Iterator[checkouts.News]:
@@ -377,6 +393,18 @@ def _heard(
         yield questions.Heard(id, heard, max(created), id in outcome.wanted)
 
 
+def tell(changed: Iterable[Changed], causes: Mapping[str, Causes] = NO_CAUSES) -> None:
+    """Say which documents have a new version and, by tenant, which events made it. To be said once it is so."""
+    for one in changed:
+        telemetry.happened(
+            "document.changed",
+            causes.get(one.tenant_id, {}),
+            tenant=one.tenant_id,
+            version=one.version,
+            position=one.position,
+        )
+
+
 # ---- asking
 
 
@@ -425,25 +453,32 @@ def hold(db: Database, question: Question, answer: Answer) -> bool:
         writes = list(_answered(answer, rows, overtaken))
         if overtaken:
             questions.refused(connection, question)
+            asked_by = inbox.asking(connection, question.customer)
         else:
-            _finish(connection, question, answer)
+            asked_by = _finish(connection, question, answer)
         invoices.learn(connection, answer.invoices)
         subscriptions.write(connection, writes)
         if answer.is_deleted and not overtaken:
             subscriptions.end(connection, question.customer)
         if answer.entitlements is not None:
             entitlements.replace(connection, question.customer, answer.entitlements)
-        state.refresh(connection, tenants, confirmed={} if overtaken else dict.fromkeys(tenants, math.inf))
+        confirmed = {} if overtaken else dict.fromkeys(tenants, math.inf)
+        changed = state.refresh(connection, tenants, confirmed=confirmed)
+    causes = {one.event_id: one.trace for one in asked_by}
+    telemetry.follow(causes)
+    tell(changed, dict.fromkeys(tenants, causes))
     log.info("question.answered", customer=question.customer, put=question.put, again=bool(overtaken))
     return not overtaken
 
 
-def _finish(connection: Connection, question: Question, answer: Answer) -> None:
-    for _, event_id, reason in inbox.answered(connection, question.customer, seen=question.seen):
-        if reason is not None:
-            log.error("inbox.buried", event_id=event_id, reason=reason, customer=question.customer)
+def _finish(connection: Connection, question: Question, answer: Answer) -> list[Asking]:
+    finished = inbox.answered(connection, question.customer, seen=question.seen)
+    for one in finished:
+        if one.reason is not None:
+            log.error("inbox.buried", event_id=one.event_id, reason=one.reason, customer=question.customer)
     again = inbox.is_asking(connection, question.customer)
     questions.answered(connection, question, deleted=answer.is_deleted, again=again)
+    return finished
 
 
 def _answered(
@@ -469,6 +504,9 @@ def _failed(db: Database, budget: Budget, question: Question, failure: StripeFai
     delay = DELAYS.get(failure.reason, backoff(question.failures))
     with db.begin(SYSTEM) as connection:
         questions.failed(connection, question, delay=delay, counted=failure.reason not in NOT_STRIPES)
+        asked_by = inbox.asking(connection, question.customer)
+    telemetry.mention(failure=failure.reason)
+    telemetry.follow({one.event_id: one.trace for one in asked_by})
     log.warning("question.failed", customer=question.customer, reason=failure.reason, before=question.failures)
 
 
@@ -643,7 +681,8 @@ def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool 
             return None
         questions.want(connection, [customer])
         woken = inbox.wake(connection, customer)
-        state.refresh(connection, {tenant_id, *customers.former(connection, customer)})
+        changed = state.refresh(connection, {tenant_id, *customers.former(connection, customer)})
+    tell(changed)
     log.info("customer.linked", tenant=tenant_id, customer=customer, by=by)
     return woken
 

@@ -4,6 +4,9 @@
 `start()` runs once per process, after the fork, and does nothing unless an OTLP endpoint is configured;
 `stop()` flushes. Log lines are an event name plus fields, with request id, trace id and tenant where known.
 Never a token, key, signature, e-mail, database address or link.
+
+A delivery's request leaves its `traceparent` on the event's row. What is done because of the event links back
+to that request (`follow`), and so does what has come of it (`happened`).
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import functools
 import logging.config
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
@@ -23,20 +27,26 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.flask import FlaskInstrumentor
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
-from opentelemetry.propagate import extract
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from billing.errors import BillingError
 
 EXPORT_SECONDS = 3  # a dead collector must not hold up a shutdown
+MOST_CAUSES = 100  # events named in a line, and linked from a span, which holds 128
+
+Causes = Mapping[str, str | None]  # events by id, each with the traceparent of the request that brought it
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_PARENT = TraceContextTextMapPropagator()  # whatever OTEL_PROPAGATORS says: the row's form is ours
+
+log = structlog.get_logger(__name__)
 tracer = trace.get_tracer("billing")
 meter = metrics.get_meter("billing")
 calls = meter.create_counter("billing.calls", description="Calls of a door, by operation and outcome")
@@ -83,13 +93,50 @@ def _span(operation: str) -> AbstractContextManager[trace.Span]:
     return tracer.start_as_current_span(operation, record_exception=False, set_status_on_exception=False)
 
 
-def follow(traces: Iterable[str | None]) -> None:
-    """Link the span to those in which its causes arrived, by their traceparents."""
+# ---- from a request to what it changed
+
+
+def mention(**facts: str | int | None) -> None:
+    """Say on the span what it is about, by ids."""
+    trace.get_current_span().set_attributes(_named(facts))
+
+
+def traceparent() -> str | None:
+    """Where this is, for somebody who goes on with it elsewhere; None where nobody records it."""
+    carrier: dict[str, str] = {}
+    if trace.get_current_span().is_recording():
+        _PARENT.inject(carrier)
+    return carrier.get("traceparent")
+
+
+def follow(causes: Causes) -> None:
+    """Link the span to the requests with which its causes came. Events we fetched ourselves came with none."""
     span = trace.get_current_span()
     if span.is_recording():
-        for parent in traces:
-            if parent:
-                span.add_link(trace.get_current_span(extract({"traceparent": parent})).get_span_context())
+        for link in _links(causes):
+            span.add_link(link.context, link.attributes)
+
+
+def happened(what: str, causes: Causes, **facts: str | int | None) -> None:
+    """Say that something has come of these events: a line, and a span that is linked to their requests."""
+    events = list(islice(causes, MOST_CAUSES))
+    attributes = {**_named(facts), "billing.events": events}
+    tracer.start_span(what, links=list(_links(causes)), attributes=attributes).end()
+    log.info(what, **facts, events=events)
+
+
+def _named(facts: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    return {f"billing.{name}": fact for name, fact in facts.items() if fact is not None}
+
+
+def _links(causes: Causes) -> Iterator[trace.Link]:
+    for event_id, parent in islice(causes.items(), MOST_CAUSES):
+        context = trace.get_current_span(_PARENT.extract({"traceparent": parent or ""})).get_span_context()
+        if context.is_valid:
+            yield trace.Link(context, {"billing.event": event_id})
+
+
+# ---- processes
 
 
 def start() -> None:

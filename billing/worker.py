@@ -174,7 +174,7 @@ class Worker:
     @observed("worker.apply")
     def _apply(self, claimed: Sequence[Claimed]) -> None:
         """Apply a batch. If it fails as a whole, one of it may be at fault: each of it alone."""
-        telemetry.follow(event.trace for event in claimed)
+        telemetry.follow({event.event_id: event.trace for event in claimed})
         began = time.monotonic()
         fault = self._try(claimed)
         if fault is None:
@@ -229,6 +229,7 @@ class Worker:
 
     @observed("worker.ask")
     def _ask(self, question: Question) -> None:
+        telemetry.mention(customer=question.customer, question=question.put)
         sync.ask(self._db, self._billing.stripe, self._budget, question)
 
     # ---- chores

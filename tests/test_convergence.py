@@ -40,7 +40,7 @@ from billing.budget import Budget
 from billing.catalogue import Catalogue
 from billing.db import Database
 from billing.events import Json
-from billing.inbox import Claimed
+from billing.inbox import Asking, Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Heard, Question
 from billing.stripe_api import Reading, Stripe
@@ -225,10 +225,13 @@ class Tables:
     def asking(self) -> list[Entry]:
         return [one for one in self.inbox.values() if one.state == "asking"]
 
-    def inbox_answered(self, _customer: str, *, seen: int) -> list[tuple[int, str, str | None]]:
+    def inbox_answered(self, _customer: str, *, seen: int) -> list[Asking]:
         done = [one for one in self.asking() if one.id <= seen]
         self.settle([one.id for one in done if one.reason is None])
-        return [(one.id, one.told.id, one.reason) for one in done]
+        return [Asking(one.told.id, None, one.reason) for one in done]
+
+    def inbox_asking(self, _customer: str) -> list[Asking]:
+        return [Asking(one.told.id, None, one.reason) for one in self.asking()]
 
     def is_asking(self, _customer: str, type: str | None = None) -> bool:
         return type is None and bool(self.asking())
@@ -288,6 +291,7 @@ IN_MEMORY: dict[object, dict[str, Any]] = {
         "look_again": Tables.look_again,
         "put_off": Tables.put_off,
         "answered": Tables.inbox_answered,
+        "asking": Tables.inbox_asking,
         "is_asking": Tables.is_asking,
     },
     customers: {"owners": Tables.owners},
@@ -296,7 +300,7 @@ IN_MEMORY: dict[object, dict[str, Any]] = {
     # what is made of the facts is another matter: these lives have no Checkouts, and nobody reads documents
     catalogue: {"current": lambda _: Catalogue(1, {}, {})},
     checkouts: {"hear": lambda _, told: list(told)},
-    state: {"refresh": lambda _, tenants, confirmed=(): None},
+    state: {"refresh": lambda _, tenants, confirmed=(): []},
 }
 
 

@@ -14,11 +14,9 @@ from typing import Literal
 import psycopg
 import structlog
 from flask import Blueprint, g, request
-from opentelemetry.propagate import inject
-from opentelemetry.trace import get_current_span
 from pydantic import BaseModel, ConfigDict, Field
 
-from billing import errors, events, inbox, signatures
+from billing import errors, events, inbox, signatures, telemetry
 from billing.db import WEBHOOK, UnsafeRole
 from billing.inbox import Delivery
 from billing.signatures import Signed
@@ -86,9 +84,7 @@ def _delivery(raw: bytes, signed: Signed) -> Delivery:
     except events.Unreadable as e:
         log.warning("webhook.unreadable", reason=str(e))
         raise errors.BadEvent from e
-    trace: dict[str, str] = {}
-    if get_current_span().is_recording():
-        inject(trace)
+    telemetry.mention(event=event.id, customer=event.customer)
     kept = Delivery.of(event, raw, livemode=service().settings.livemode)
     made_before_sent = event.created is not None and event.created <= signed.at + CLOCK_SLACK_SECONDS
     return replace(
@@ -96,5 +92,5 @@ def _delivery(raw: bytes, signed: Signed) -> Delivery:
         created=event.created if made_before_sent else None,  # else it would put every later one in the past
         sent_at=signed.at,
         secret=signed.secret,
-        trace=trace.get("traceparent"),
+        trace=telemetry.traceparent(),
     )
