@@ -35,6 +35,15 @@ ROOT = Path(__file__).parent.parent
 ROLE = "billing_test"
 IS_SOAK = os.environ.get("SOAK") == "1"  # `make soak`: the same tests at full length
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+EMPTIED = f"""
+    DO $$ DECLARE name text; BEGIN
+        FOR name IN {TABLES} LOOP
+            IF pg_relation_size(name::regclass) > 1000000 THEN EXECUTE 'TRUNCATE ' || name;
+            ELSE EXECUTE 'DELETE FROM ' || name;  -- where there is little, in a tenth of the time
+            END IF;
+        END LOOP;
+    END $$
+"""
 SIGNING_SECRET = "whsec_of_the_tests_own_endpoint"
 ROLE_OF_THE_SERVICE = """
     DO $$ BEGIN
@@ -135,8 +144,7 @@ def database(database_url: str) -> Iterator[Database]:
     """The service's way in, on empty tables."""
     database = Database(database_url, pool_size=5)
     with database.begin(SYSTEM) as connection:
-        tables = connection.scalars(text(TABLES)).all()
-        connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
+        connection.execute(text(EMPTIED))
     yield database
     database.close()
 
