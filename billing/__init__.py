@@ -22,8 +22,8 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     did what), `tokens` (which services may ask), `inbox` (every event, and what became of it), `questions`
     (whom Stripe has to be asked about), `late` (whose news is), `budget` (how often Stripe is read), `chores`
     (what is done now and then), `workers` (which are alive), `operators` (who may use the console). `vitals`
-    has the figures by which the service is watched. `events` and `signatures` have no table: they read what
-    Stripe sends.
+    has the figures by which the service is watched, and `alarms` exports them. `events` and `signatures` have
+    no table: they read what Stripe sends.
 *edges* are the only places that know an outside thing: `stripe_api` (Stripe), `identity` (bearer tokens),
     `outbound` (HTTP calls that end in time).
 Everybody stands on `db`, `config`, `deadline`, `errors` and `telemetry`; `schema` knows whether the database

@@ -11,9 +11,12 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 TOLERANCE_SECONDS = 300  # Stripe's own: older, or further in the future, is no delivery of today's
 MOST_SIGNATURES = 16  # Stripe sends one for each valid secret; comparing costs time
+
+Fault = Literal["unsigned", "out_of_time", "no_match"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class Signed:
     """A signature that holds: when Stripe made it, by its own clock, and with which of our secrets."""
 
     at: int
-    secret: str
+    secret: str  # its fingerprint
+    place: int  # among our secrets; the first is 1
 
 
 def verify(header: str, body: bytes, secrets: Sequence[str], now: float) -> Signed | None:
@@ -29,12 +33,20 @@ def verify(header: str, body: bytes, secrets: Sequence[str], now: float) -> Sign
     at, signatures = _parse(header)
     if at is None or abs(now - at) > TOLERANCE_SECONDS:
         return None
-    for secret in secrets:
+    for place, secret in enumerate(secrets, 1):
         expected = _digest(body, secret, at).encode()
         # all of them, always: `any` would stop at the first that fits
         if sum(hmac.compare_digest(expected, signature) for signature in signatures):
-            return Signed(at, fingerprint(secret))
+            return Signed(at, fingerprint(secret), place)
     return None
+
+
+def fault(header: str, now: float) -> Fault:
+    """What was wrong with a header that proved nothing; for operators, and never for whoever sent it."""
+    at, signatures = _parse(header)
+    if at is None or not signatures:
+        return "unsigned"
+    return "out_of_time" if abs(now - at) > TOLERANCE_SECONDS else "no_match"
 
 
 def sign(body: bytes, secret: str, at: int) -> str:

@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import stripe
 import structlog
 from stripe.params.billing_portal import SessionCreateParams
 from urllib3.exceptions import HTTPError, SSLError
 
-from billing import deadline, outbound
+from billing import deadline, outbound, telemetry
 from billing.errors import IdempotencyKeyReused, StripeFailed
 from billing.events import Json, moment, name
 
@@ -36,6 +37,8 @@ RETRY_AFTER_SECONDS = 5
 ONE_TRY: Any = {"max_network_retries": 0}
 PAGE = 100
 REFUSED = frozenset({"refused", "key_refused"})  # trying again changes nothing
+OUTCOMES = {401: "key_refused", 403: "key_refused", 404: "not_found", 429: "rate_limited"}
+GROUPS = frozenset({"billing_portal", "checkout", "entitlements"})  # what comes after them is no id
 
 PortalFlow = Literal[
     "payment_method_update", "subscription_cancel", "subscription_update", "subscription_update_confirm"
@@ -332,10 +335,15 @@ class _Transport(stripe.HTTPClient):
         *,
         _usage: list[str] | None = None,
     ) -> tuple[str, int, Mapping[str, str]]:
+        outcome = "failed"
         try:
             answer = self._http.request(method.upper(), url, headers=headers, body=post_data)
+            outcome = _outcome(answer.status)
         except HTTPError as e:
+            outcome = "timeout" if isinstance(e.__cause__, TimeoutError) else "unreachable"
             raise _unreachable(e) from e
+        finally:
+            telemetry.stripe_calls.add(1, {"endpoint": _endpoint(method, url), "outcome": outcome})
         return answer.data.decode("utf-8", "replace"), answer.status, answer.headers
 
     def _should_retry(self, *args: Any, **kwargs: Any) -> bool:
@@ -343,6 +351,20 @@ class _Transport(stripe.HTTPClient):
 
     def close(self) -> None:
         self._http.close()
+
+
+def _endpoint(method: str, url: str) -> str:
+    """As Stripe's reference calls it: what stands where an id would is left out, whatever it is."""
+    version, *path = urlsplit(url).path.strip("/").split("/")
+    group = [path.pop(0)] if path and path[0] in GROUPS else []
+    words = ["{id}" if at % 2 and word != "search" else word for at, word in enumerate(path)]
+    return f"{method.upper()} /{'/'.join([version, *group, *words])}"
+
+
+def _outcome(status: int) -> str:
+    if status >= 500:
+        return "broken"
+    return OUTCOMES.get(status, "refused" if status >= 400 else "ok")
 
 
 def _unreachable(error: HTTPError) -> stripe.APIConnectionError:

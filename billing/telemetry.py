@@ -15,8 +15,9 @@ import functools
 import logging.config
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -51,6 +52,13 @@ tracer = trace.get_tracer("billing")
 meter = metrics.get_meter("billing")
 calls = meter.create_counter("billing.calls", description="Calls of a door, by operation and outcome")
 duration = meter.create_histogram("billing.duration", unit="s", description="Time spent in a door")
+signatures = meter.create_counter(
+    "billing.webhook.signatures",
+    description="Signatures at the webhook, by the place of the secret and outcome",
+)
+stripe_calls = meter.create_counter(
+    "billing.stripe.calls", description="Requests to Stripe, by endpoint and outcome"
+)
 
 
 def observed(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -136,6 +144,64 @@ def _links(causes: Causes) -> Iterator[trace.Link]:
             yield trace.Link(context, {"billing.event": event_id})
 
 
+# ---- figures
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A figure that goes up and down."""
+
+    name: str
+    unit: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A gauge's value at this moment. Its attributes have few values: no ids of tenants or customers."""
+
+    gauge: str
+    value: float
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+Measure = Callable[[], Iterable[Figure]]
+AT_ONCE_SECONDS = 5.0  # gauges that are read within this are of one measure
+
+_watched: dict[Sequence[Gauge], Measure] = {}
+
+
+def watch(gauges: Sequence[Gauge], measure: Measure) -> None:
+    """Have these exported, if anything is: measured together, each time they are taken, and at no other."""
+    _watched[gauges] = measure
+
+
+def report(meter: metrics.Meter, watched: Mapping[Sequence[Gauge], Measure] = _watched) -> None:
+    """Have the meter take what is watched. A gauge that its measure leaves out is not exported."""
+    for gauges, measure in watched.items():
+        figures = _Figures(measure)
+        for gauge in gauges:
+            meter.create_observable_gauge(
+                gauge.name,
+                callbacks=[functools.partial(figures.of, gauge.name)],
+                unit=gauge.unit,
+                description=gauge.description,
+            )
+
+
+class _Figures:
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+        self._measured: Sequence[Figure] = ()
+        self._next_measure = 0.0
+
+    def of(self, gauge: str, _: metrics.CallbackOptions) -> list[metrics.Observation]:
+        if time.monotonic() >= self._next_measure:
+            self._measured = list(self._measure())
+            self._next_measure = time.monotonic() + AT_ONCE_SECONDS
+        return [metrics.Observation(one.value, one.attributes) for one in self._measured if one.gauge == gauge]
+
+
 # ---- processes
 
 
@@ -154,6 +220,7 @@ def start() -> None:
     trace.set_tracer_provider(traces)
     reader = PeriodicExportingMetricReader(OTLPMetricExporter(timeout=EXPORT_SECONDS))
     metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=[reader]))
+    report(meter)
 
 
 def stop() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from billing import alarms
 from billing.budget import Budget
 from billing.buying import Buying, Terms
 from billing.catalogue import Rules
@@ -40,6 +41,7 @@ def build(settings: Settings, stripe: Stripe | None = None) -> Billing:
         base=settings.stripe_api_base,
         deadline=settings.stripe_deadline_seconds,
     )
+    alarms.watch(db, settings.billing_expect_webhook_every)
     budget = Budget(db, settings.billing_stripe_reads_per_second)
     terms = Terms(
         trial_days=settings.billing_trial_days,

@@ -327,8 +327,8 @@ def main() -> None:
     except UnsafeRole as e:
         sys.exit(str(e))
     finally:
+        telemetry.stop()  # which measures once more
         billing.db.close()
-        telemetry.stop()
 
 
 def end_on_signals(worker: Worker) -> None:

@@ -64,6 +64,20 @@ def test_no_exception_is_swallowed_whole() -> None:
     assert swallowing == {"billing/sync.py", "billing/web/links.py", "billing/worker.py"}
 
 
+def test_every_metric_is_in_the_table_of_alarms_and_every_one_there_is_measured() -> None:
+    table = (ROOT / "docs" / "operations.md").read_text().partition("\n## Alarms\n")[2].partition("\n## ")[0]
+    made = {
+        name
+        for module in PRODUCT
+        for call in ast.walk(ast.parse(module.read_text()))
+        if isinstance(call, ast.Call) and re.search(r"(^|\.)(create_\w+|Gauge)$", ast.unparse(call.func))
+        for name in (one.value for one in call.args[:1] if isinstance(one, ast.Constant))
+        if str(name).startswith("billing.")
+    }
+
+    assert set(re.findall(r"^\| `(billing\.[\w.]+)`", table, re.MULTILINE)) == made
+
+
 def test_every_pin_has_its_hash() -> None:
     for lock in ("requirements.txt", "requirements-run.txt", "requirements-dev.txt"):
         text = (ROOT / lock).read_text()

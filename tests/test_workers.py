@@ -306,7 +306,7 @@ def test_spans_and_metrics_of_every_worker_arrive_before_it_is_gone(
         b"Unauthorized",
     ):
         assert name in traces, name
-    for name in (b"billing.calls", b"billing.duration"):
+    for name in (b"billing.calls", b"billing.duration", b"billing.stripe.calls", b"billing.workers"):
         assert name in metrics, name
     assert any(line.get("trace_id") for line in lines if line["event"] == "http.answered")
     for secret in (headers["Authorization"].split()[1], environ["STRIPE_SECRET_KEY"], answer.json()["url"]):

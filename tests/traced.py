@@ -1,18 +1,21 @@
-"""The spans a test's own process makes, while it listens.
+"""What a test's own process tells while the test listens: its spans, and what it counts.
 
-OpenTelemetry lets a process have one provider, for good. Ours is deaf but for the time that somebody listens,
-so that no other test pays for it, or finds a trace on its rows.
+OpenTelemetry lets a process have one provider of each, for good. The one of spans is deaf but for the time that
+somebody listens, so that no other test pays for it, or finds a trace on its rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -86,3 +89,36 @@ def listening() -> Iterator[Heard]:
         del os.environ[ENDPOINT]
         if PsycopgInstrumentor().is_instrumented_by_opentelemetry:
             PsycopgInstrumentor().uninstrument()
+
+
+# ---- figures
+
+_reader = InMemoryMetricReader()
+
+Point = frozenset[tuple[str, object]]  # the attributes that a figure goes by
+
+
+def point(**attributes: object) -> Point:
+    return frozenset(attributes.items())
+
+
+@contextmanager
+def counting(name: str) -> Iterator[Callable[[], Counter[Point]]]:
+    """What is counted under this name in here, by attributes."""
+    if not isinstance(metrics.get_meter_provider(), MeterProvider):
+        metrics.set_meter_provider(MeterProvider(metric_readers=[_reader]))
+    before = taken(_reader).get(name, Counter())
+    yield lambda: taken(_reader).get(name, Counter()) - before
+
+
+def taken(reader: InMemoryMetricReader) -> dict[str, Counter[Point]]:
+    """All that an exporter would get now, by name and attributes; of histograms, how many values they hold."""
+    data = reader.get_metrics_data()
+    found: dict[str, Counter[Point]] = {}
+    for resource in data.resource_metrics if data else ():
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                points = metric.data.data_points
+                values = ((point(**(one.attributes or {})), getattr(one, "value", 0)) for one in points)
+                found[metric.name] = Counter(dict(values))
+    return found

@@ -64,11 +64,7 @@ def receive_stripe_event() -> Received:
     Stripe's signature in `Stripe-Signature` stands in for a token. 200 means the event is stored.
     """
     raw = raw_body(LARGEST_EVENT)
-    secrets = [secret.get_secret_value() for secret in service().settings.stripe_webhook_secret]
-    signed = signatures.verify(request.headers.get("Stripe-Signature", ""), raw, secrets, time.time())
-    if signed is None:
-        raise errors.BadSignature
-    delivery = _delivery(raw, signed)
+    delivery = _delivery(raw, _signed(raw))
     try:
         is_new = service().db.run(WEBHOOK, inbox.receive(delivery))
     except (psycopg.Error, UnsafeRole) as e:  # whatever it is, the event is not stored
@@ -76,6 +72,17 @@ def receive_stripe_event() -> Received:
     if is_new:
         g.row_says_it = True  # when it came, what it is and who signed it; a line for each would say it twice
     return Received(received=True)
+
+
+def _signed(raw: bytes) -> Signed:
+    header, now = request.headers.get("Stripe-Signature", ""), time.time()
+    secrets = [secret.get_secret_value() for secret in service().settings.stripe_webhook_secret]
+    signed = signatures.verify(header, raw, secrets, now)
+    if signed is None:
+        telemetry.signatures.add(1, {"secret": "none", "outcome": signatures.fault(header, now)})
+        raise errors.BadSignature
+    telemetry.signatures.add(1, {"secret": str(signed.place), "outcome": "holds"})
+    return signed
 
 
 def _delivery(raw: bytes, signed: Signed) -> Delivery:
