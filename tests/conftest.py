@@ -33,6 +33,7 @@ from tests.tokens import SHARED_SECRET, a_token
 
 ROOT = Path(__file__).parent.parent
 ROLE = "billing_test"
+SHARING_A_RUN = ("tests/browser/", "tests/test_dev_running.py")
 IS_SOAK = os.environ.get("SOAK") == "1"  # `make soak`: the same tests at full length
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
 EMPTIED = f"""
@@ -60,16 +61,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.database)
 
 
-class OneStage(LoadScopeScheduling):  # type: ignore[misc]  # for the same reason
-    """Sends all that is played in a browser to one worker, which starts `make run` for it once."""
+class OneRun(LoadScopeScheduling):  # type: ignore[misc]  # for the same reason
+    """Sends all that looks at one `make run` to one worker, which starts it once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "tests/browser" if nodeid.startswith("tests/browser/") else nodeid
+        return next(filter(nodeid.startswith, SHARING_A_RUN), nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneStage:
-    return OneStage(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRun:
+    return OneRun(config, log)
 
 
 @pytest.fixture(autouse=True)
