@@ -308,7 +308,9 @@ async function workspace(path, method, body) {
 
 $("write")?.addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (await workspace("/notes", "POST", { text: $("text").value })) $("text").value = "";
+  const text = $("text").value;
+  const isKept = await workspace("/notes", "POST", { text });
+  if (isKept && $("text").value === text) $("text").value = ""; // and not what was written meanwhile
 });
 
 $("sso")?.addEventListener("click", () => workspace("/sso", "PUT", { on: $("sso").getAttribute("aria-checked") !== "true" }));
