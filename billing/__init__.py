@@ -13,7 +13,8 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     opens Checkouts and sees what came of them, `enrolling` gives a tenant its customer and its name there,
     `forgetting` ends what we know of one, `clock` lets time pass, `cataloguing` reads what is sold.
     `reconcile` finds what no event has told, and leaves the mending to `sync`; `listening` brings events where
-    Stripe cannot post.
+    Stripe cannot post. `doctor` says, in `findings`, what is wrong with the service, and `account` what is with
+    how it is set up at Stripe.
 *subjects* hold one table with its rules and its queries. `state` is the document of each tenant, made by
     `policy` (pure) of the others: `subscriptions` and `invoices` (the mirror), `entitlements` (Stripe's own
     features), `catalogue` (what is sold, and what it gives), `overrides` (what operators granted). `feed` is

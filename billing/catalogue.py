@@ -453,6 +453,15 @@ def _publish(
     return changed
 
 
+_AGE = text("SELECT extract(epoch FROM clock_timestamp() - read_at)::float8 FROM catalogue")
+
+
+def age(connection: Connection) -> float | None:
+    """Seconds since it was read; None: never."""
+    seconds: float | None = connection.scalar(_AGE)
+    return seconds
+
+
 NEVER_READ = Catalogue(0, {}, {})
 _latest: tuple[tuple[int, bytes], Catalogue] = (0, b""), NEVER_READ
 

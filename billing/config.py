@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -39,11 +39,16 @@ CONSOLE_USER = re.compile(
 )
 SPAN = re.compile(r"(?P<count>\d{1,7})(?P<unit>[smhd])?", re.ASCII)
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+JWT_KEYS = ("JWT_SECRET_KEY", "JWT_PUBLIC_KEY", "JWT_JWKS_URL")
 SECRET_KEY = re.compile(r"[sr]k_(test|live)_\w+", re.ASCII)
 
 
 class SettingsError(Exception):
     """The environment does not describe a service that may start."""
+
+    def __init__(self, text: str, faults: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.faults = tuple(faults)  # each begins with the names of the variables it is about
 
 
 def _comma_list(value: Any) -> Any:
@@ -100,7 +105,8 @@ def _path(value: str) -> str:
     return value
 
 
-def _http_address(value: str) -> str:
+def http_address(value: str) -> str:
+    """An address that can be asked safely, kept as it is."""
     _origin_in(value)
     return value
 
@@ -170,7 +176,7 @@ CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Origin = Annotated[str, BeforeValidator(origin_of)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Path = Annotated[str, AfterValidator(_path)]
-Address = Annotated[str, AfterValidator(_http_address)]
+Address = Annotated[str, AfterValidator(http_address)]
 Base = Annotated[Address, AfterValidator(lambda address: address.rstrip("/"))]
 Span = Annotated[timedelta, BeforeValidator(_span)]
 Postgres = Annotated[str, BeforeValidator(_postgres)]
@@ -264,8 +270,39 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     except ValidationError as e:
         faults += _invalid(e, given)
     if faults:
-        raise SettingsError("\n  ".join(["The service cannot start with these settings:", *faults]))
+        raise SettingsError("\n  ".join(["The service cannot start with these settings:", *faults]), faults)
     return settings
+
+
+# Where there is nothing usable; what needs them must not be looked at.
+STAND_INS = {
+    "DATABASE_URL": "postgresql://localhost:1/none",
+    "APP_URL": "https://app.invalid",
+    "STRIPE_SECRET_KEY": "sk_test_none",
+    "STRIPE_WEBHOOK_SECRET": "whsec_stands_in_for_none",
+    "JWT_SECRET_KEY": "stands in where there is no key at all",
+}
+
+
+def without_faults(environ: Mapping[str, str] = os.environ) -> tuple[Settings, tuple[str, ...]]:
+    """For who looks at a service that cannot start: the settings that can be read, and what is wrong with the
+    others, which are left out; of those that must be there a stand-in is.
+    """
+    try:
+        return load(environ), ()
+    except SettingsError as e:
+        faulty = names_in(e.faults)
+        if "STRIPE_SECRET_KEY" in faulty:
+            faulty.add("STRIPE_KEY")
+        kept = {name: value for name, value in environ.items() if name not in faulty}
+        others = {"JWT_SECRET_KEY": JWT_KEYS, "STRIPE_SECRET_KEY": ("STRIPE_SECRET_KEY", "STRIPE_KEY")}
+        missing = [name for name in STAND_INS if not kept.keys() & {*others.get(name, [name])}]
+        return load({**kept, **{name: STAND_INS[name] for name in missing}}), e.faults
+
+
+def names_in(faults: Iterable[str]) -> set[str]:
+    """The variables these faults are about."""
+    return {name for fault in faults for name in fault.partition(":")[0].split(", ")}
 
 
 def _is_blank(value: str) -> bool:
@@ -280,9 +317,9 @@ def _blanks(given: Mapping[str, str]) -> list[str]:
 def _contradictions(given: Mapping[str, str]) -> list[str]:
     """Faults of settings that are each fine alone."""
     faults = []
-    keys = [name for name in ("jwt_secret_key", "jwt_public_key", "jwt_jwks_url") if name in given]
+    keys = [name for name in JWT_KEYS if name.lower() in given]
     if len(keys) != 1:
-        faults.append("JWT_SECRET_KEY, JWT_PUBLIC_KEY, JWT_JWKS_URL: exactly one of them must be set")
+        faults.append(f"{', '.join(JWT_KEYS)}: exactly one of them must be set")
     if "stripe_api_base" in given and "_live_" in given.get("stripe_secret_key", "")[:8]:
         faults.append("STRIPE_API_BASE: a live key goes to Stripe only; unset this or use a test key")
     return faults

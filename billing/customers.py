@@ -97,6 +97,15 @@ _IS_KNOWN = text("SELECT EXISTS (SELECT FROM tenant_config WHERE tenant_id = :te
 _LINKED_COUNT = text("""
     SELECT count(*) FROM (SELECT FROM tenant_config WHERE stripe_customer_id <> '' LIMIT :most) AS counted
 """)
+_LEFT_BEHIND = text("""
+    SELECT DISTINCT l.tenant_id, l.stripe_customer_id
+    FROM tenant_links l JOIN subscriptions s USING (stripe_customer_id)
+    WHERE l.unlinked_at IS NOT NULL AND s.status = ANY(:living) AND NOT EXISTS (
+        SELECT FROM tenant_config t
+        WHERE t.stripe_customer_id = l.stripe_customer_id AND t.stripe_customer_id <> ''
+    )
+    ORDER BY l.tenant_id, l.stripe_customer_id LIMIT :most
+""")
 _EVER = text("""
     SELECT stripe_customer_id FROM tenant_links WHERE tenant_id = :tenant
     UNION SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant AND stripe_customer_id <> ''
@@ -138,6 +147,11 @@ def is_known(connection: Connection, tenant_id: str) -> bool:
 def linked(connection: Connection, *, most: int) -> int:
     """How many tenants have a customer; counted up to `most`, and one more where there are more."""
     return int(connection.scalar(_LINKED_COUNT, {"most": most + 1}))
+
+
+def left_behind(connection: Connection, living: Collection[str], *, most: int) -> list[tuple[str, str]]:
+    """Tenants, with a customer each was before and that nobody is now, with a subscription in these states."""
+    return [tuple(row) for row in connection.execute(_LEFT_BEHIND, {"living": list(living), "most": most})]
 
 
 def ever(connection: Connection, tenant_id: str) -> list[str]:

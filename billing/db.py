@@ -176,6 +176,11 @@ class Database:
         self._engine.dispose()
 
 
+def bypasses_policies(connection: Connection) -> bool:
+    """Whether row-level security does not hold the role we are."""
+    return bool(connection.exec_driver_sql(_BYPASSES).scalar())
+
+
 def rows(connection: Connection, sql: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """A statement's rows as the driver reads them, in binary: for the many, and for those that hold bytes."""
     return psycopg.Cursor(_driver(connection)).execute(sql, values, binary=True).fetchall()

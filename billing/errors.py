@@ -363,9 +363,11 @@ class StripeFailed(BillingError):
         code: str | None = None,
         about: str | None = None,
         replayed: bool = False,
+        status: int | None = None,
     ) -> None:
         super().__init__(retry_after=retry_after)
         self.reason = reason
+        self.status_at_stripe = status  # of its answer, where there was one
         self.code_at_stripe = code
         self.about = about  # the parameter at fault, by Stripe's name
         self.replayed = replayed  # what an earlier request with the same key had come to

@@ -543,6 +543,11 @@ class Overview:
     secrets: list[dict[str, Any]]
 
 
+def secrets(connection: Connection) -> dict[str, Any]:
+    """When each secret signed last, by fingerprint, as far as the newest 1000 events tell."""
+    return {row.secret: row.latest for row in connection.execute(_SECRETS)}
+
+
 def overview(connection: Connection) -> Overview:
     """What an operator asks first."""
     return Overview(

@@ -21,11 +21,20 @@ def is_current(connection: Connection) -> bool:
     The latter is a newer release's, in the minutes when old and new code run side by side; each migration works
     with the release before it.
     """
-    if not connection.scalar(_APPLIED):
-        return False
     known, head = _revisions()
-    revision = connection.scalar(_REVISION)
+    revision = applied(connection)
     return revision == head or (revision is not None and revision not in known)
+
+
+def applied(connection: Connection) -> str | None:
+    """The migration the database has had last."""
+    revision: str | None = connection.scalar(_REVISION) if connection.scalar(_APPLIED) else None
+    return revision
+
+
+def newest() -> str | None:
+    """The last migration this code knows."""
+    return _revisions()[1]
 
 
 @functools.cache

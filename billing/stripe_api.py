@@ -14,8 +14,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from ssl import SSLCertVerificationError
 from typing import Any, Literal
@@ -90,6 +90,14 @@ class Created:
 
     id: str
     replayed: bool
+
+
+@dataclass(frozen=True)
+class NewEndpoint:
+    """A webhook endpoint just made. Stripe shows the secret this once."""
+
+    id: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -281,6 +289,26 @@ class Stripe:
         """A page of all events since then, newest first."""
         return self._page(self._client.v1.events.list, {"created": {"gte": since}}, after)
 
+    def latest_event(self) -> Reading | None:
+        """The account's newest event: the least that can be asked for."""
+        return self._read(lambda: self._client.v1.events.list({"limit": 1}, ONE_TRY), kind="list")
+
+    def webhook_endpoints(self, after: str | None = None) -> Reading | None:
+        """A page of the account's webhook endpoints."""
+        return self._page(self._client.v1.webhook_endpoints.list, {}, after)
+
+    def create_webhook_endpoint(self, url: str, types: Sequence[str]) -> NewEndpoint:
+        """An endpoint for these types of events, in our version."""
+        params = {"url": url, "enabled_events": list(types), "api_version": API_VERSION}
+        made = self._call(self._client.v1.webhook_endpoints.create, params)
+        return NewEndpoint(_text(made, "id"), _text(made, "secret"))
+
+    def update_webhook_endpoint(self, endpoint: str, types: Sequence[str]) -> None:
+        """Have it enabled, and for these types. Its version stays what it was made with."""
+        update = self._client.v1.webhook_endpoints.update
+        wanted = {"enabled_events": list(types), "disabled": False}
+        self._call(lambda params, options: update(endpoint, params, options), wanted)
+
     def _page(self, method: Any, wanted: Mapping[str, Any], after: str | None) -> Reading | None:
         cursor = {"starting_after": after} if after else {}
         return self._read(lambda: method({**wanted, "limit": PAGE, **cursor}, ONE_TRY), kind="list")
@@ -390,6 +418,7 @@ def _failed(error: stripe.StripeError, *, final: bool) -> StripeFailed:
         code=error.code,
         about=getattr(error, "param", None),
         replayed=str((error.headers or {}).get("Idempotent-Replayed")).lower() == "true",
+        status=error.http_status,
     )
 
 

@@ -14,17 +14,24 @@ from pydantic.dataclasses import dataclass as checked
 
 from sandbox.errors import Refusal, failure
 
+# fmt: off
 Kind = Literal[
-    "429", "500", "503", "400", "401", "hang", "drip", "drip_headers", "reset", "truncated", "html", "list"
+    "429", "500", "503", "400", "401", "403", "html", "list",
+    "hang", "drip", "drip_headers", "reset", "truncated",
 ]
+# fmt: on
 
 DEFAULT_SECONDS = {"hang": 3600.0, "drip": 0.5, "drip_headers": 0.5}
 
-STATUS = {"400": 400, "401": 401, "429": 429, "503": 503, "html": 502, "list": 200}
+STATUS = {"400": 400, "401": 401, "403": 403, "429": 429, "503": 503, "html": 502, "list": 200}
 
 ERRORS = {
     "400": Refusal("This request was refused by order."),
     "401": Refusal("Invalid API Key provided: sk_test_****"),
+    "403": Refusal(
+        "The provided key 'rk_test_****' does not have the required permissions for this endpoint on account"
+        " 'acct_sandbox'."
+    ),
     "429": Refusal("Request rate limit exceeded.", code="rate_limit"),
     "503": Refusal("Stripe is temporarily unavailable.", type="api_error"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -10,7 +11,8 @@ from click.testing import Result
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from billing import inbox, reconcile
+from billing import inbox, reconcile, telemetry
+from billing.commands.base import logs_aside
 from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import SIGNING_SECRET, MakeApp, create_customer, link, rows
@@ -50,6 +52,19 @@ def bury(database: Database, event: str, reason: str) -> None:
 
 def states(database: Database) -> dict[str, str]:
     return {row["event_id"]: row["state"] for row in rows(database, "SELECT event_id, state FROM inbox")}
+
+
+def test_what_is_logged_meanwhile_does_not_mix_with_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure_logging()
+    log = logging.getLogger("billing.of_the_test")
+
+    with logs_aside():
+        log.warning("meanwhile")
+    aside = capsys.readouterr()
+    log.warning("afterwards")
+
+    assert (aside.out, "meanwhile" in aside.err) == ("", True)
+    assert "afterwards" in capsys.readouterr().out
 
 
 # ---- inbox

@@ -441,6 +441,35 @@ def test_lists_are_separated_by_commas_and_forgive_blanks() -> None:
     assert settings.billing_manager_roles == ("owner", "billing admin")
 
 
+@pytest.mark.parametrize("name", [*ALL, "STRIPE_KEY"])
+def test_who_looks_at_a_service_that_cannot_start_gets_what_can_be_read_and_no_fault_with_it(name: str) -> None:
+    """Whatever is at fault is left out, and the rest is as it was given."""
+    for value in ("", *(spoilt.format("canary") for spoilt in SPOILT.values())):
+        settings, found = config.without_faults({**LEAST, "JWT_AUDIENCE": "billing", name: value})
+
+        assert "canary" not in f"{found}{settings!r}" or not found
+        if name not in ("APP_URL", "JWT_AUDIENCE"):
+            assert (settings.app_url, settings.jwt_audience) == ("https://app.example.com", ("billing",))
+
+
+@pytest.mark.parametrize("name", ["STRIPE_KEY", "STRIPE_SECRET_KEY"])
+def test_no_stand_in_comes_before_what_is_given(name: str) -> None:
+    given = {"STRIPE_SECRET_KEY": None, name: "sk_test_given", "JWT_SECRET_KEY": None, "JWT_JWKS_URL": JWKS}
+    left = {key: value for key, value in {**LEAST, **given, "APP_URL": None}.items() if value is not None}
+
+    settings, _ = config.without_faults(left)
+
+    assert settings.stripe_secret_key.get_secret_value() == "sk_test_given"
+    assert (settings.jwt_secret_key, settings.jwt_jwks_url) == (None, JWKS)
+
+
+def test_where_nothing_is_set_every_required_setting_is_at_fault_and_has_a_stand_in() -> None:
+    settings, found = config.without_faults({})
+
+    assert config.names_in(found) >= {*REQUIRED, *config.JWT_KEYS}
+    assert settings.app_url == config.STAND_INS["APP_URL"]
+
+
 def test_the_service_does_not_start_with_a_bad_environment_and_says_why() -> None:
     bad = {"APP_URL": f"http://{CANARY}.example.com", "STRIPE_SECRET_KEY": CANARY, "JWT_SECRET_KEY": ""}
 

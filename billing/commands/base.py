@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,9 +28,25 @@ class Commands(AppGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command the operator named."""
         try:
-            return super().invoke(ctx)
+            with logs_aside():
+                return super().invoke(ctx)
         except errors.BillingError as e:
             raise click.ClickException(f"{e} ({e.outcome})") from e
+
+
+@contextmanager
+def logs_aside() -> Iterator[None]:
+    """What is printed is the command's answer: its log lines go where errors go."""
+    moved = [
+        (handler, handler.setStream(sys.stderr))
+        for handler in logging.getLogger().handlers
+        if type(handler) is logging.StreamHandler and handler.stream is sys.stdout
+    ]
+    try:
+        yield
+    finally:
+        for handler, stream in moved:
+            handler.setStream(stream or sys.stdout)
 
 
 group = Commands("billing", help="Look after the inbox, the tenants and the feed.")

@@ -20,6 +20,7 @@ CUSTOMERS = "/v1/customers"
     [
         ("400", stripe.InvalidRequestError),
         ("401", stripe.AuthenticationError),
+        ("403", stripe.PermissionError),
         ("429", stripe.RateLimitError),
         ("500", stripe.APIError),
         ("503", stripe.APIError),
