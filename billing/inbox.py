@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -507,6 +507,33 @@ def last_webhook(connection: Connection) -> float | None:
     """Seconds since an event came by webhook; None where none of the newest LOOKED_AT did."""
     seconds: float | None = connection.scalar(_LAST_WEBHOOK, {"looked_at": LOOKED_AT})
     return seconds
+
+
+LATELY = 1000
+_LATELY = text("""
+    SELECT count(*) AS events, count(*) FILTER (WHERE state = 'settled') AS settled,
+           min(received_at) AS since,
+           percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM settled_at - received_at))
+               FILTER (WHERE state = 'settled') AS median
+    FROM (
+        SELECT state, received_at, settled_at FROM inbox ORDER BY id DESC LIMIT :most
+    ) AS newest
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Lately:
+    """The newest events: how many, how many of them are settled, and how long that took half of them."""
+
+    events: int
+    settled: int
+    since: datetime | None
+    median: float | None  # seconds
+
+
+def lately(connection: Connection) -> Lately:
+    """How the newest LATELY events fared."""
+    return Lately(*connection.execute(_LATELY, {"most": LATELY}).one())
 
 
 # Each part has an index of its own: the settled are many and not looked at.

@@ -19,10 +19,10 @@ from sqlalchemy import make_url
 
 from billing import cataloguing, config, doctor, feed, questions, schema, workers
 from billing.budget import Budget
-from billing.commands.doctor import of_settings
 from billing.db import SYSTEM, Database
 from billing.events import USED
 from billing.feed import Cursor, Page
+from billing.operations.health import of_settings
 from billing.stripe_api import API_VERSION, Stripe
 from sandbox.server import Control, running
 from tests.conftest import ROOT, SIGNING_SECRET, MakeApp, rows

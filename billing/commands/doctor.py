@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
-from itertools import groupby
 
 import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from billing import account, config, doctor, signatures
+from billing import account, config
 from billing.account import CannotMend, Mended
 from billing.budget import Budget
 from billing.commands.base import AS_JSON, group, service
-from billing.config import Settings
 from billing.db import Database
 from billing.errors import BillingError
-from billing.findings import Expected, Finding, Level
+from billing.findings import Finding
+from billing.operations import health
 from billing.stripe_api import Stripe
 from billing.telemetry import observed
 
 SIGNS = {"ok": "✓", "note": "·", "warning": "!", "problem": "✗"}
-OF_DATABASE = {"DATABASE_URL"}
-OF_STRIPE = {"STRIPE_SECRET_KEY", "STRIPE_KEY", "STRIPE_API_BASE"}
 FAULTS = "billing.faults"  # where an app that cannot start keeps what is wrong with its settings
 
 
@@ -58,21 +55,13 @@ def examine(fix: bool, url: str | None, as_json: bool) -> None:
     if url and not fix:
         raise click.UsageError("--url goes with --fix.")
     settings, faults = service().settings, current_app.extensions.get(FAULTS, ())
-    faulty = config.names_in(faults)
+    may_ask = not config.names_in(faults) & health.OF_STRIPE
     # A role that the service would refuse is looked at all the same: that it is one is a finding.
     own = Database(settings.database_url, pool_size=1, allow_superuser=True)
     with closing(own):
         stripe, budget = service().stripe, Budget(own, settings.billing_stripe_reads_per_second)
-        mended = _mend(None if faulty & OF_STRIPE else stripe, budget, url, as_json=as_json) if fix else None
-        findings = [
-            *of_settings(settings, faults),
-            *doctor.look(
-                None if faulty & OF_DATABASE else own,
-                None if faulty & OF_STRIPE else stripe,
-                budget,
-                _expected(settings, faulty),
-            ),
-        ]
+        mended = _mend(stripe if may_ask else None, budget, url, as_json=as_json) if fix else None
+        findings = health.findings(settings, own, stripe, budget, faults)
     if as_json:
         _tell_programs(findings, mended)
     else:
@@ -105,40 +94,6 @@ def _tell_of(mended: Mended | None) -> None:
         click.echo(f"STRIPE_WEBHOOK_SECRET={mended.secret}")
 
 
-def _expected(settings: Settings, faulty: set[str]) -> Expected:
-    secrets = [] if "STRIPE_WEBHOOK_SECRET" in faulty else settings.stripe_webhook_secret
-    return Expected(
-        livemode=settings.livemode,
-        secrets=[signatures.fingerprint(secret.get_secret_value()) for secret in secrets],
-        portal=settings.billing_portal_configuration,
-        webhook_every=settings.billing_expect_webhook_every,
-        may_bypass=settings.billing_allow_superuser,
-    )
-
-
-def of_settings(settings: Settings, faults: Sequence[str]) -> Iterator[Finding]:
-    """Every fault, and of what is set without one, what may well be looked at."""
-    faulty = config.names_in(faults)
-    for fault in faults:
-        yield Finding("Settings", "problem", fault, "README.md, Settings; the service does not start before")
-    if "APP_URL" not in faulty:
-        is_here = settings.livemode and not settings.app_url.startswith("https://")
-        level: Level = "warning" if is_here else "ok"
-        cure = "people would be led to their own machines" if is_here else None
-        yield Finding("Settings", level, f"APP_URL {settings.app_url}", cure)
-    if not faulty & set(config.JWT_KEYS):
-        algorithms = " or ".join(settings.jwt_algorithms)
-        yield Finding("Settings", "ok", f'tokens: {algorithms}, tenant claim "{settings.jwt_tenant_claim}"')
-        if settings.jwt_jwks_url and not settings.jwt_audience:
-            yield Finding(
-                "Settings",
-                "note",
-                "JWT_AUDIENCE is not set: whatever your issuer's tokens are for, they are taken here",
-            )
-    if settings.stripe_api_base:
-        yield Finding("Settings", "note", f"STRIPE_API_BASE {settings.stripe_api_base}: this is not Stripe")
-
-
 def _tell_programs(findings: Sequence[Finding], mended: Mended | None) -> None:
     """A new endpoint's secret is never in it: such output is kept."""
     told = {
@@ -151,7 +106,7 @@ def _tell_programs(findings: Sequence[Finding], mended: Mended | None) -> None:
 
 
 def _tell_people(findings: Sequence[Finding]) -> None:
-    for title, members in groupby(_in_order(findings), key=lambda one: one.group):
+    for title, members in health.by_group(findings).items():
         click.echo(click.style(title, bold=True))
         for one in members:
             click.echo(f"  {SIGNS[one.level]} {one.sentence}")
@@ -159,12 +114,6 @@ def _tell_people(findings: Sequence[Finding]) -> None:
                 click.echo(f"      → {one.cure}")
     problems, warnings = _count(findings, "problem"), _count(findings, "warning")
     click.echo(f"Problems: {problems}, warnings: {warnings}" if problems or warnings else "All is well.")
-
-
-def _in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Each group once, where its first finding stands."""
-    groups = list(dict.fromkeys(one.group for one in findings))
-    return sorted(findings, key=lambda one: groups.index(one.group))
 
 
 def _count(findings: Sequence[Finding], level: str) -> int:

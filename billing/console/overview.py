@@ -8,7 +8,9 @@ from flask import Blueprint
 
 from billing.console import pages
 from billing.console.access import viewed
+from billing.operations.overview import overview
 from billing.telemetry import observed
+from billing.web.contract import service
 
 page = Blueprint("overview", __name__)
 
@@ -18,4 +20,4 @@ page = Blueprint("overview", __name__)
 @viewed
 def show() -> Any:
     """What needs attention first, then how all is."""
-    return pages.page("overview.html")
+    return pages.page("overview.html", seen=overview(service()))

@@ -38,6 +38,7 @@ PLACES = (
     ("Plans", "plans"),
     ("Consumers", "consumers"),
     ("Audit", "audit"),
+    ("Doctor", "doctor"),
 )
 
 log = structlog.get_logger(__name__)
@@ -154,8 +155,8 @@ def in_time(seconds: float) -> str:
     """A length of time, as roughly as people say it."""
     for length, name in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * length:
-            return f"{int(seconds // length)} {name}"
-    return f"{max(0, int(seconds))} s"
+            return f"{int(seconds // length)}\N{NO-BREAK SPACE}{name}"
+    return f"{max(0, int(seconds))}\N{NO-BREAK SPACE}s"
 
 
 def quantity(number: int) -> str:

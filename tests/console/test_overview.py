@@ -1,0 +1,75 @@
+"""The first page says what needs attention, and nothing that does not."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import text
+
+from billing.db import SYSTEM, Database
+from tests.conftest import MakeApp, link
+from tests.console.conftest import USERS, Browser
+
+EVENT = """
+    INSERT INTO inbox (event_id, type, body, state, settled_at, reason, received_at, sent_at)
+    SELECT :state || n, 'invoice.paid', '{}', :state, CASE WHEN :state = 'buried' THEN clock_timestamp() END,
+           CASE WHEN :state = 'buried' THEN 'incomplete' END, clock_timestamp() - interval '1 hour',
+           clock_timestamp() - interval '1 hour'
+    FROM generate_series(1, :count) AS n
+"""
+BEAT = "INSERT INTO workers (name, release) VALUES ('dyno:7', 'v42')"
+
+
+@pytest.fixture
+def calm(database: Database) -> Database:
+    """Nothing to do, and somebody who would do it."""
+    do(database, BEAT)
+    return database
+
+
+def do(database: Database, statement: str, **values: object) -> None:
+    with database.begin(SYSTEM) as connection:
+        connection.execute(text(statement), values)
+
+
+def test_a_calm_night_needs_nothing(calm: Database, ana: Browser) -> None:
+    page = ana.reads("")
+
+    assert "Needs attention Nothing. ok" in page
+    assert "dyno:7 alive 0 s ago" in page
+    assert "release v42" in page
+
+
+def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
+    database: Database, make_app: MakeApp
+) -> None:
+    do(database, EVENT, state="buried", count=14)
+    do(database, EVENT, state="due", count=2)
+    do(database, EVENT, state="waiting", count=3)
+    link(database, "t_new", "cus_new")
+    do(database, "INSERT INTO stripe_customers (stripe_customer_id) VALUES ('cus_new')")
+    browser = Browser(make_app(BILLING_CONSOLE_USERS=USERS, BILLING_EXPECT_WEBHOOK_EVERY="30m").test_client())
+    browser.signs_in("raj")
+
+    page = browser.reads("")
+
+    assert [
+        sentence
+        for sentence in (
+            "problem No worker is alive",
+            "problem 14 events are buried: 14 \N{MULTIPLICATION SIGN} incomplete",
+            "problem The oldest event that is not done came 60 min ago",
+            "problem Stripe has posted nothing for 60 min",
+            "warning 3 events wait for somebody to own their customer",
+            "warning Stripe was never asked about 1 linked tenants",
+        )
+        if sentence not in page
+    ] == []
+    assert page.index("problem Stripe has posted") < page.index("warning 3 events wait")
+    assert "/billing/console/inbox?state=buried" in browser.opens("").text
+
+
+def test_the_doctor_is_asked_in_a_browser_too(ana: Browser) -> None:
+    page = ana.reads("doctor")
+
+    assert "problem none is alive: events are kept, and nothing more" in page
+    assert "ok APP_URL https://app.example.com" in page
