@@ -14,10 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from billing import catalogue
 from billing.budget import Budget
 from billing.catalogue import Catalogue
 from billing.errors import ServiceUnavailable, StripeFailed
-from billing.events import USED, Json, name
+from billing.events import USED, Json, name, part
 from billing.findings import Expected, Finding, Level, few, span
 from billing.signatures import TOLERANCE_SECONDS
 from billing.stripe_api import API_VERSION, Reading, Stripe
@@ -232,7 +233,7 @@ def _portal(portal: Json | None, expected: Expected, sold: Catalogue | None) -> 
     features = features if isinstance(features, dict) else {}
     if portal.get("active") is not True:
         yield found("problem", f"portal configuration {id} is not active", "activate it, or choose another one")
-    on = {feature for feature in FEATURES if _part(features, feature).get("enabled") is True}
+    on = {feature for feature in FEATURES if part(features, feature).get("enabled") is True}
     yield found(
         "ok", f"portal configuration {id}: people can {few(FEATURES[one] for one in FEATURES if one in on)}"
     )
@@ -241,21 +242,10 @@ def _portal(portal: Json | None, expected: Expected, sold: Catalogue | None) -> 
         says = f"portal configuration {id} does not let people {FEATURES[feature]} ({feature})"
         yield found(level, says, PORTAL)
     if "subscription_update" in on and sold:
-        offered = _offered(_part(features, "subscription_update"))
+        offered = catalogue.offered(portal)
         for plan in (plan for plan in sold.plans.values() if plan.price.id not in offered):
             says = f"plan {plan.key} is on sale and not in the portal: to change to it is answered 409"
             yield found("warning", says, f"add its price {plan.price.id}: {PORTAL}")
-
-
-def _part(features: Json, feature: str) -> Json:
-    part = features.get(feature)
-    return part if isinstance(part, dict) else {}
-
-
-def _offered(update: Json) -> set[Any]:
-    products = update.get("products")
-    listed = [one for one in products if isinstance(one, dict)] if isinstance(products, list) else []
-    return {price for product in listed for price in product.get("prices") or ()}
 
 
 # ---- mending

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     BigInteger,
@@ -32,13 +32,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from billing.db import metadata
-from billing.events import Json, name, reference
+from billing.events import Json, name, part, reference
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,62}")
 LIMIT = re.compile(
     r"(?:(?P<fixed>\d{1,15})|(?P<unlimited>unlimited)|(?:(?P<times>\d{1,15})\s*\*\s*)?quantity)", re.ASCII
 )
 MOST_SEATS = 1_000_000
+DEFAULT_PLAN = "BILLING_DEFAULT_PLAN"
 WORDS = {  # what else metadata may say, and how
     **dict.fromkeys(("hidden", "per_seat"), re.compile(r"true|false")),
     **dict.fromkeys(("trial_days", "min_quantity", "max_quantity"), re.compile(r"\d{1,7}", re.ASCII)),
@@ -89,6 +90,15 @@ class Fault:
     key: str
     sentence: str
 
+    @property
+    def cure(self) -> str:
+        """What ends it."""
+        if self.where == "features":
+            return "make the feature anew at Stripe, with another lookup key"
+        if self.where == DEFAULT_PLAN:
+            return f"give a product the metadata plan = {self.key}, or change the setting for all workers"
+        return f"change the metadata {self.key} of {self.where} at Stripe, or take it away"
+
 
 def read_term(kind: str, says: str) -> Term | None:
     """`feature` takes true or false, `limit` a number, `unlimited`, `quantity` or `10*quantity`."""
@@ -136,6 +146,8 @@ def _terms(given: Mapping[str, str], where: str) -> tuple[dict[str, Term], list[
 
 
 # ---- the catalogue
+
+Standing = Literal["on sale", "hidden", "archived", "no lookup key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +228,15 @@ class Plan:
         return int(self._says("sort") or 1_000_000_000), self.price.amount or 0, self.key
 
     @property
+    def standing(self) -> Standing:
+        """Whether it can be bought, or why not."""
+        if not (self.price.active and self.product.active):
+            return "archived"
+        if not self.price.lookup_key:
+            return "no lookup key"
+        return "hidden" if self.is_hidden else "on sale"
+
+    @property
     def is_hidden(self) -> bool:
         """Whether only who has it already may know of it."""
         said = {**self.product.metadata, **self.price.metadata}
@@ -282,17 +303,20 @@ class Catalogue:
     @cached_property
     def plans(self) -> Mapping[str, Plan]:
         """What can be bought, by its key, in the order of a pricing page."""
-        found = sorted(self._plans(), key=lambda plan: plan.place)
-        return {plan.key: plan for plan in found}
+        return {plan.key: plan for plan in self.recurring if plan.standing == "on sale"}
 
-    def _plans(self) -> Iterator[Plan]:
+    @cached_property
+    def recurring(self) -> tuple[Plan, ...]:
+        """All that is paid again and again, by what is on sale, hidden, and not sold any more."""
+        order = get_args(Standing)
+        return tuple(sorted(self._recurring(), key=lambda plan: (order.index(plan.standing), plan.place)))
+
+    def _recurring(self) -> Iterator[Plan]:
         for price in self.prices.values():
             product = self.products.get(price.product)
-            if not (product and product.active and price.active and price.lookup_key and price.interval):
-                continue
-            plan = Plan(price.lookup_key, price, product, self.terms[price.id])
-            if not plan.is_hidden:
-                yield plan
+            if product and price.interval:
+                key = price.lookup_key or price.id
+                yield Plan(key, price, product, self.terms[price.id])
 
     def default(self, plan: str | None) -> Product | None:
         """The product that BILLING_DEFAULT_PLAN names by its metadata `plan`."""
@@ -322,7 +346,7 @@ class Catalogue:
             said = [word for word in WORDS if word in one.metadata and said_in(one.metadata, word) is None]
             odd += [Fault(one.id, word, "cannot be read") for word in said]
         if self.rules.default_plan and not self.default(self.rules.default_plan):
-            odd.append(Fault("BILLING_DEFAULT_PLAN", self.rules.default_plan, "is no product's metadata plan"))
+            odd.append(Fault(DEFAULT_PLAN, self.rules.default_plan, "is no product's metadata plan"))
         return tuple(dict.fromkeys(odd))
 
 
@@ -362,6 +386,14 @@ def price_from(thing: Json) -> Json | None:
         "metered": recurring.get("usage_type") == "metered",
         "metadata": _metadata(thing),
     }
+
+
+def offered(configuration: Json | None) -> frozenset[str]:
+    """The prices that a portal configuration lets people change to."""
+    update = part(part(configuration or {}, "features"), "subscription_update")
+    listed = update.get("products") if update.get("enabled") is True else None
+    products = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return frozenset(price for product in products for price in product.get("prices") or ())
 
 
 def _metadata(thing: Json) -> dict[str, str]:

@@ -70,6 +70,12 @@ def read(db: Database, stripe: Stripe, budget: Budget) -> bool:
     return is_new
 
 
+def offered(stripe: Stripe, budget: Budget, configuration: str | None) -> frozenset[str]:
+    """The prices that the portal lets people change to, by this configuration or the account's default one."""
+    budget.spend("billing_portal.configurations", "waiting")
+    return catalogue.offered(stripe.portal_configuration(configuration))
+
+
 def rule(db: Database, rules: Rules) -> None:
     """Have documents follow these settings."""
     with db.begin(SYSTEM) as connection:

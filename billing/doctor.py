@@ -196,7 +196,7 @@ def _catalogue(connection: Connection, *, held: _Held) -> Iterator[Finding]:
         cure = "at Stripe, give an active price of an active product a lookup_key"
         yield found("warning", "no plan is on sale", cure)
     for fault in sold.faults:
-        yield found("problem", f"{fault.where}: {fault.key} {fault.sentence}", "correct it at Stripe")
+        yield found("problem", f"{fault.where}: {fault.key} {fault.sentence}", fault.cure)
 
 
 def _left_behind(connection: Connection) -> Iterator[Finding]:

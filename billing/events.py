@@ -127,6 +127,12 @@ def name(value: Any) -> str | None:
     return value if usable else None
 
 
+def part(thing: Json, key: str) -> Json:
+    """An object within another; empty where there is none."""
+    found = thing.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def reference(value: Any) -> str | None:
     """The id of another object, which Stripe may have written out in full."""
     return name(value.get("id")) if isinstance(value, dict) else name(value)

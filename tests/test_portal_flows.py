@@ -265,6 +265,17 @@ def test_a_plan_the_portal_does_not_offer_is_refused_before_stripe_does(shop: Sh
     assert shop.asked("POST", SESSIONS) == []
 
 
+def test_a_portal_in_which_plans_cannot_be_changed_offers_none_whatever_it_lists(shop: Shop) -> None:
+    [one] = at_stripe(shop.sandbox, "GET", "billing_portal/configurations", limit=1)["data"]
+    off = {"features[subscription_update][enabled]": "false"}
+    at_stripe(shop.sandbox, "POST", f"billing_portal/configurations/{one['id']}", **off)
+
+    answer = lead(shop, flow=CONFIRM, plan="team_yearly")
+
+    assert refusal(answer) == (409, "plan_not_offered")
+    assert shop.asked("POST", SESSIONS) == []
+
+
 def test_without_a_configuration_of_its_own_the_accounts_default_one_counts(
     make_app: MakeApp, database: Database, sandbox: Control
 ) -> None:

@@ -7,12 +7,12 @@ own that its document is about.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from flask import Blueprint
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from billing import catalogue, errors, policy, state, stripe_api
+from billing import catalogue, cataloguing, errors, policy, state, stripe_api
 from billing.catalogue import Catalogue
 from billing.events import Json
 from billing.identity import Caller
@@ -157,7 +157,8 @@ def _changed_item(held: Held, sold: Catalogue, body: PortalRequest) -> Json:
         raise errors.InvalidRequest(chosen.bounds, param="quantity")
     changed: Json = {"id": item.id}
     if plan and plan.price.id != item.price:
-        if not _is_offered(plan.price.id):
+        billing, configuration = service(), service().settings.billing_portal_configuration
+        if plan.price.id not in cataloguing.offered(billing.stripe, billing.budget, configuration):
             raise errors.PlanNotOffered
         changed["price"] = plan.price.id
     if body.quantity is not None and body.quantity != item.quantity:
@@ -165,12 +166,3 @@ def _changed_item(held: Held, sold: Catalogue, body: PortalRequest) -> Json:
     if len(changed) == 1:
         raise errors.NoChange
     return changed
-
-
-def _is_offered(price: str) -> bool:
-    """Whether the portal's configuration lets anybody change to it."""
-    service().budget.spend("billing_portal.configurations", "waiting")
-    configuration = service().stripe.portal_configuration(service().settings.billing_portal_configuration)
-    features: Any = (configuration or {}).get("features") or {}
-    products = (features.get("subscription_update") or {}).get("products") or []
-    return any(price in (product.get("prices") or []) for product in products if isinstance(product, dict))
