@@ -8,8 +8,10 @@ e-mail address.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -53,6 +55,9 @@ audit_log = Table(
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),
     CheckConstraint("(outcome = 'started') = (settled_at IS NULL)", name="settled_once_known"),
     Index("ix_audit_log_tenant_id_at", "tenant_id", "at"),
+    Index("ix_audit_log_at_id", "at", "id"),
+    Index("ix_audit_log_actor_at_id", "actor", "at", "id"),
+    Index("ix_audit_log_action_at_id", "action", "at", "id"),
 )
 
 # `statement_timestamp()`, because an index can be searched by it: `clock_timestamp()` differs from row to row.
@@ -189,8 +194,8 @@ class By:
 
 _NOTE = text("""
     INSERT INTO audit_log
-        (tenant_id, actor, action, started, outcome, settled_at, stripe_object, reason, request_id, ip)
-    VALUES (:tenant, :actor, :action, false, :outcome, clock_timestamp(), :object, :reason, :request_id,
+        (tenant_id, actor, action, flow, started, outcome, settled_at, stripe_object, reason, request_id, ip)
+    VALUES (:tenant, :actor, :action, :flow, false, :outcome, clock_timestamp(), :object, :reason, :request_id,
             CAST(:ip AS inet))
 """)
 
@@ -201,12 +206,13 @@ def note(
     action: str,
     *,
     tenant_id: str | None = None,
+    flow: str | None = None,
     stripe_object: str | None = None,
     outcome: str = "ok",
 ) -> None:
-    """Write down what an operator did, in the transaction that does it."""
-    values = {**asdict(by), "tenant": tenant_id, "action": action, "object": stripe_object, "outcome": outcome}
-    connection.execute(_NOTE, values)
+    """Write down what an operator did, in the transaction that does it; `flow` says what exactly."""
+    values = {"tenant": tenant_id, "action": action, "flow": flow, "object": stripe_object, "outcome": outcome}
+    connection.execute(_NOTE, {**asdict(by), **values})
 
 
 def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:
@@ -215,3 +221,133 @@ def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:
 
 def _nothing(_: psycopg.Cursor[object]) -> None:
     return None
+
+
+# ---- reading it
+
+LOOKED_THROUGH = 10_000  # rows at most for one answer: what is rare is found bit by bit
+FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+PLACE = re.compile(r"(\d{1,17})-(\d{1,18})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which rows: those that fit all that is said."""
+
+    actor: str | None = None
+    action: str | None = None
+    tenant_id: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None  # before this moment
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What somebody did, or was refused."""
+
+    id: int
+    at: datetime
+    settled_at: datetime | None
+    tenant_id: str | None
+    actor: str
+    action: str
+    flow: str | None
+    outcome: str
+    stripe_object: str | None
+    reason: str | None
+    request_id: str | None
+    ip: str | None
+    user_agent: str | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a row stands in the trail."""
+
+    at: datetime
+    id: int
+
+    @classmethod
+    def read(cls, written: str) -> Place | None:
+        """As it was written into a link; None if that was never one of ours."""
+        found = PLACE.fullmatch(written)
+        return cls(FIRST + timedelta(microseconds=int(found[1])), int(found[2])) if found else None
+
+    def __str__(self) -> str:
+        return f"{(self.at - FIRST) // timedelta(microseconds=1)}-{self.id}"
+
+
+# The rows that fit the most telling of the conditions are gone through along its index, the newest first, and
+# no more than so many: of the rest of what is wanted there may be none in ten million. The last of them comes
+# along in any case, to go on from. The telling column is compared as part of the place: by itself it would
+# leave the planner free to take another index, and hope.
+_ALONG = ("tenant_id", "actor", "action")
+_FIND = {
+    column: text(f"""
+        SELECT number = :looked AS is_last, fits, id, at, settled_at, tenant_id, actor, action, flow, outcome,
+               stripe_object, reason, request_id, ip, user_agent
+        FROM (
+            SELECT id, at, settled_at, tenant_id, actor, action, flow, outcome, stripe_object, reason,
+                   request_id, host(ip) AS ip, user_agent,
+                   row_number() OVER (ORDER BY {first}at DESC, id DESC) AS number,
+                   actor = coalesce(:actor, actor) AND action = coalesce(:action, action)
+                   AND (CAST(:tenant_id AS text) IS NULL OR tenant_id IS NOT DISTINCT FROM :tenant_id)
+                   AND outcome = coalesce(:outcome, outcome) AS fits
+            FROM audit_log
+            WHERE ({named}at, id) >= ({given}CAST(:since AS timestamptz), 0)
+              AND ({named}at, id) < ({given}CAST(:at AS timestamptz), CAST(:id AS bigint))
+            ORDER BY {first}at DESC, id DESC LIMIT :looked
+        ) AS looked_through
+        WHERE fits OR number = :looked
+        ORDER BY {first}at DESC, id DESC LIMIT :most
+    """)  # noqa: S608  # ours
+    for column, first, named, given in (
+        (None, "", "", ""),
+        *((name, f"{name} DESC, ", f"{name}, ", f":{name}, ") for name in _ALONG),
+    )
+}
+# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort them all.
+_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
+_ACTIONS = text("""
+    WITH RECURSIVE known (action) AS (
+        (SELECT action FROM audit_log ORDER BY action LIMIT 1)
+        UNION ALL
+        SELECT (SELECT a.action FROM audit_log a WHERE a.action > known.action ORDER BY a.action LIMIT 1)
+        FROM known WHERE known.action IS NOT NULL
+    )
+    SELECT action FROM known WHERE action IS NOT NULL LIMIT 200
+""")
+
+
+def find(
+    connection: Connection, wanted: Wanted, *, after: Place | None = None, most: int
+) -> tuple[Sequence[Row], Place | None]:
+    """What fits, the newest first, and where to go on from; None at the end.
+
+    There may be fewer than are asked for, or none, and more to be found all the same: no answer looks through
+    more than `LOOKED_THROUGH` rows.
+    """
+    ends = Place(wanted.until, 0) if wanted.until else None
+    before = min((place for place in (after, ends) if place), default=None)
+    values = {
+        **asdict(wanted),
+        "since": wanted.since or "-infinity",
+        "at": before.at if before else "infinity",
+        "id": before.id if before else 0,
+        "looked": LOOKED_THROUGH,
+        "most": most + 1,
+    }
+    telling = next((column for column in _ALONG if values[column] is not None), None)
+    connection.execute(_ALONG_THE_INDEX)
+    found = connection.execute(_FIND[telling], values).all()
+    rows = [Row(*row[2:]) for row in found if row.fits][:most]
+    if len(found) > most:
+        return rows, Place(rows[-1].at, rows[-1].id)
+    return rows, Place(found[-1].at, found[-1].id) if found and found[-1].is_last else None
+
+
+def actions(connection: Connection) -> Sequence[str]:
+    """Everything that was ever done, by name: one step along an index for each."""
+    connection.execute(_ALONG_THE_INDEX)
+    return connection.scalars(_ACTIONS).all()

@@ -39,6 +39,7 @@ from billing.events import Json, moment, name, reference
 FINAL = frozenset({"canceled", "incomplete_expired"})  # Stripe never revives these
 DELINQUENT = frozenset({"past_due", "unpaid"})
 FRESH_SECONDS = 60  # a first snapshot that was this long on its way may have been overtaken
+COUNTED = 500  # subscriptions that are looked at, of each price
 MARGIN_SECONDS = {"event": 2, "answer": 6}  # whole seconds, and the slack of Stripe's own clocks
 
 subscriptions = Table(
@@ -83,6 +84,7 @@ subscription_items = Table(
     Column("quantity", BigInteger),
     Column("period_start", DateTime(timezone=True)),
     Column("period_end", DateTime(timezone=True)),
+    Index("ix_subscription_items_price", "stripe_price_id", "stripe_subscription_id"),
 )
 
 
@@ -497,6 +499,37 @@ def statuses(connection: Connection, customer: str) -> dict[str, str]:
 def had_trial(connection: Connection, customers: Collection[str]) -> bool:
     """Whether any of these customers has ever had a trial."""
     return bool(connection.scalar(_HAD_TRIAL, {"customers": list(customers)}))
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many subscriptions to a price are not over; where that is not `exact`, at least so many."""
+
+    number: int
+    exact: bool
+
+
+# Each is looked up by its key: the planner takes row-level security for a filter that leaves hardly any row,
+# and would rather join all there are.
+_COUNTED = text("""
+    SELECT price, counted.number, counted.seen < :most
+    FROM unnest(CAST(:prices AS text[])) AS given (price)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS seen, count(*) FILTER (WHERE (
+            SELECT s.status FROM subscriptions s WHERE s.stripe_subscription_id = items.stripe_subscription_id
+        ) <> ALL(:final)) AS number
+        FROM (
+            SELECT i.stripe_subscription_id FROM subscription_items i WHERE i.stripe_price_id = price
+            ORDER BY i.stripe_subscription_id DESC LIMIT :most
+        ) AS items
+    ) AS counted
+""")
+
+
+def counted(connection: Connection, prices: Collection[str]) -> dict[str, Counted]:
+    """How many subscribe to each of these prices, by `COUNTED` of those who ever did."""
+    values = {"prices": list(prices), "most": COUNTED, "final": sorted(FINAL)}
+    return {row[0]: Counted(row[1], row[2]) for row in connection.execute(_COUNTED, values)}
 
 
 _FORGET = text("""

@@ -161,6 +161,7 @@ _CREATE = text(f"""
     RETURNING {_COLUMNS}
 """)  # noqa: S608  # the columns are ours
 _ALL = text(f"SELECT {_COLUMNS} FROM service_tokens ORDER BY name, ended_at IS NOT NULL, id")  # noqa: S608
+_STANDING = text(f"SELECT {_COLUMNS} FROM service_tokens WHERE ended_at IS NULL ORDER BY name, id")  # noqa: S608
 _ALIVE = text(f"""
     SELECT {_COLUMNS} FROM service_tokens
     WHERE name = :name AND ended_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -189,6 +190,11 @@ def create(
 def every(connection: Connection) -> list[Token]:
     """All there ever were, by name, those that have ended last."""
     return [_token(row) for row in connection.execute(_ALL)]
+
+
+def standing(connection: Connection) -> list[Token]:
+    """Those that nobody has ended, by name: also what has run out, until its slot is wanted."""
+    return [_token(row) for row in connection.execute(_STANDING)]
 
 
 def alive(connection: Connection, name: str) -> list[Token]:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from flask import Flask
 
-from billing.commands import console, doctor, feed, inbox, listen, reconcile, tenants, tokens
+from billing.commands import audit, console, doctor, feed, inbox, listen, plans, reconcile, tenants, tokens
 from billing.commands.base import group
 
-__all__ = ["console", "doctor", "feed", "inbox", "install", "listen", "reconcile", "tenants", "tokens"]
+__all__ = [
+    "audit",
+    "console",
+    "doctor",
+    "feed",
+    "inbox",
+    "install",
+    "listen",
+    "plans",
+    "reconcile",
+    "tenants",
+    "tokens",
+]
 
 
 def install(app: Flask) -> None:

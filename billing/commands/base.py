@@ -19,6 +19,7 @@ from billing.wiring import Billing
 
 ACTOR = "command"
 REASON = click.option("--reason", required=True, help="Why; it stays in the trail.")
+REASONED = click.option("--reason", default="by command", help="Why, for the trail.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs to read.")
 
 

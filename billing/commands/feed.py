@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from datetime import UTC
 
 import click
 from flask.cli import with_appcontext
 
 from billing import feed
-from billing.commands.base import AS_JSON, group, service
-from billing.db import SYSTEM
+from billing.commands.base import AS_JSON, REASONED, by, group, service
+from billing.operations import consumers
+from billing.operations.base import plain
+from billing.operations.consumers import Consumer
 from billing.telemetry import observed
 
 
@@ -24,24 +25,28 @@ def show_feed(ctx: click.Context, as_json: bool) -> None:
     """Where the feed of changes ends, and how far behind its consumers are."""
     if ctx.invoked_subcommand:
         return
-    with service().db.begin(SYSTEM) as connection:
-        overview = feed.overview(connection)
+    found = consumers.read(service())
     if as_json:
-        consumers = [{**asdict(one), "asked_at": one.asked_at.isoformat()} for one in overview.consumers]
-        click.echo(json.dumps({"head": str(overview.head), "consumers": consumers}))
+        click.echo(json.dumps({"head": found.head, "consumers": plain(found.readers)}))
         return
-    click.echo(f"The feed ends at {overview.head}.")
-    for one in overview.consumers:
-        behind = f"more than {feed.COUNTED}" if one.behind > feed.COUNTED else str(one.behind)
-        seen = f"{one.asked_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        click.echo(f"{one.name:<24} at {one.position:>10}   {behind:>15} behind   last seen {seen}")
+    click.echo(f"The feed ends at {found.head}.")
+    for one in found.readers:
+        click.echo(_line(one))
+
+
+def _line(one: Consumer) -> str:
+    assert one.behind is not None  # who reads stands somewhere
+    assert one.asked_at is not None
+    behind = f"more than {feed.COUNTED}" if one.behind > feed.COUNTED else str(one.behind)
+    seen = f"{one.asked_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{one.name:<24} at {one.position:>10}   {behind:>15} behind   last seen {seen}"
 
 
 @show_feed.command("rewind")
+@REASONED
 @with_appcontext
 @observed("command.rewind")
-def rewind() -> None:
+def rewind(reason: str) -> None:
     """Let every consumer start over: after the database went back to a snapshot of its storage."""
-    with service().db.begin(SYSTEM) as connection:
-        head = feed.rewind(connection)
+    head = consumers.rewind(service(), by(reason))
     click.echo(f"The feed is {head} now: consumers start over, and get each tenant once.")

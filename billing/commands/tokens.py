@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import click
 from flask.cli import with_appcontext
 
-from billing import tokens
-from billing.commands.base import AS_JSON, Commands, group, minute, second, service
-from billing.db import SYSTEM
+from billing import errors, tokens
+from billing.commands.base import AS_JSON, REASONED, Commands, by, group, minute, second, service
+from billing.operations import consumers
 from billing.telemetry import observed
 from billing.tokens import Token
 
@@ -21,39 +20,33 @@ group.add_command(service_tokens)
 
 
 def _end(_context: click.Context, _option: click.Parameter, wanted: str | None) -> datetime | None:
-    """When a token ends: on a day, as it begins in UTC, or so many days from now."""
-    if wanted is None:
-        return None
+    if wanted == "":
+        raise click.BadParameter("must be left out for one that never ends")
     try:
-        if days := re.fullmatch(r"(\d{1,6})d", wanted, re.ASCII):
-            end = datetime.now(UTC) + timedelta(days=int(days[1]))
-        else:
-            end = datetime.strptime(wanted, "%Y-%m-%d").replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        raise click.BadParameter("must be a day, as in 2027-01-01, or so many days, as in 90d") from None
-    if end <= datetime.now(UTC):
-        raise click.BadParameter("must be in the future")
-    return end
+        return consumers.end(wanted or "")
+    except errors.InvalidRequest as e:
+        raise click.BadParameter(str(e)) from None
 
 
 @service_tokens.command("create")
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(tokens.SCOPES))
 @click.option("--expires", callback=_end, help="2027-01-01, or 90d from now; without it, never.")
+@REASONED
 @AS_JSON
 @with_appcontext
 @observed("command.create_token")
-def create_token(name: str, scopes: tuple[str, ...], expires: datetime | None, as_json: bool) -> None:
+def create_token(
+    name: str, scopes: tuple[str, ...], expires: datetime | None, reason: str, as_json: bool
+) -> None:
     """Make a token for the service NAME, and show it this once.
 
     Two of a name may be alive, so that one can follow the other without a gap.
     """
-    if not re.fullmatch(tokens.NAME, name):
-        raise click.BadParameter(
-            "must be at most 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit", param_hint="NAME"
-        )
-    with service().db.begin(SYSTEM) as connection:
-        secret, token = tokens.create(connection, name, scopes, expires)
+    try:
+        secret, token = consumers.create(service(), by(reason), name, scopes, expires)
+    except errors.InvalidRequest as e:
+        raise click.BadParameter(str(e), param_hint="NAME") from None
     if as_json:
         click.echo(json.dumps({**_described(token), "token": secret}))
     else:
@@ -67,8 +60,7 @@ def create_token(name: str, scopes: tuple[str, ...], expires: datetime | None, a
 @observed("command.list_tokens")
 def list_tokens(as_json: bool) -> None:
     """Who has tokens, for what, until when, and when they were last used."""
-    with service().db.begin(SYSTEM) as connection:
-        found = tokens.every(connection)
+    found = consumers.every_token(service())
     if as_json:
         click.echo(json.dumps([_described(token) for token in found]))
     elif not found:
@@ -85,23 +77,29 @@ def list_tokens(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--id", "id", type=int, help="This one alone, by its number in the list.")
 @click.option("--all", "is_all", is_flag=True, help="All that are alive.")
+@REASONED
 @AS_JSON
 @with_appcontext
 @observed("command.revoke_token")
-def revoke_token(name: str, id: int | None, is_all: bool, as_json: bool) -> None:
+def revoke_token(name: str, id: int | None, is_all: bool, reason: str, as_json: bool) -> None:
     """End the token of the service NAME, at once. Where two are alive, say which."""
-    with service().db.begin(SYSTEM) as connection:
-        alive = [token.id for token in tokens.alive(connection, name)]
-        if id is None and not is_all and len(alive) > 1:
-            which = " or ".join(f"--id {one}" for one in alive)
-            raise click.UsageError(f"Several are alive: say {which}, or --all.")
-        ended = tokens.revoke(connection, name, alive if id is None else [id])
+    which = [id] if id is not None else None if is_all else _only(name)
+    ended = consumers.revoke(service(), by(reason), name, which)
     if not ended:
         raise click.ClickException("No such token is alive.")
     if as_json:
-        click.echo(json.dumps({"name": name, "revoked": sorted(ended)}))
+        click.echo(json.dumps({"name": name, "revoked": ended}))
     else:
-        click.echo(f"Revoked: {', '.join(str(one) for one in sorted(ended))} of {name}.")
+        click.echo(f"Revoked: {', '.join(str(one) for one in ended)} of {name}.")
+
+
+def _only(name: str) -> list[int]:
+    """The one that is alive, if there is one."""
+    alive = [token.id for token in consumers.alive(service(), name)]
+    if len(alive) > 1:
+        which = " or ".join(f"--id {one}" for one in alive)
+        raise click.UsageError(f"Several are alive: say {which}, or --all.")
+    return alive
 
 
 def _described(token: Token) -> dict[str, Any]:

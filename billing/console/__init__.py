@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
-from billing.console import access, doctor, overview, pages, style
+from billing.console import access, audit, consumers, doctor, overview, pages, plans, style
 from billing.console.access import WhoIsIt
 from billing.web import answers
 from billing.wiring import Billing
 
-PAGES = (overview.page, doctor.page, style.page)
+PAGES = (overview.page, doctor.page, plans.page, consumers.page, audit.page, style.page)
 
 
 def mount(
