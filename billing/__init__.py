@@ -20,11 +20,11 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     features), `catalogue` (what is sold, and what it gives), `overrides` (what operators granted). `feed` is
     the order in which documents changed, and who copies them.
     `customers` (tenant ↔ Stripe customer), `checkouts` (what was begun at Stripe for a tenant), `audit` (who
-    did what), `tokens` (which services may ask), `inbox` (every event, and what became of it), `questions`
-    (whom Stripe has to be asked about), `late` (whose news is), `budget` (how often Stripe is read), `chores`
-    (what is done now and then), `workers` (which are alive), `operators` (who may use the console). `vitals`
-    has the figures by which the service is watched, and `alarms` exports them. `events` and `signatures` have
-    no table: they read what Stripe sends.
+    did what), `tokens` (which services may ask), `inbox` (every event, and what became of it), `triage` (what
+    operators see of it), `questions` (whom Stripe has to be asked about), `late` (whose news is), `budget`
+    (how often Stripe is read), `chores` (what is done now and then), `workers` (which are alive), `operators`
+    (who may use the console). `vitals` has the figures by which the service is watched, and `alarms`
+    exports them. `events` and `signatures` have no table: they read what Stripe sends.
 *edges* are the only places that know an outside thing: `stripe_api` (Stripe), `identity` (bearer tokens),
     `outbound` (HTTP calls that end in time).
 Everybody stands on `db`, `config`, `deadline`, `errors` and `telemetry`; `schema` knows whether the database

@@ -58,6 +58,12 @@ audit_log = Table(
     Index("ix_audit_log_at_id", "at", "id"),
     Index("ix_audit_log_actor_at_id", "actor", "at", "id"),
     Index("ix_audit_log_action_at_id", "action", "at", "id"),
+    Index(
+        "ix_audit_log_stripe_object",
+        "stripe_object",
+        "id",
+        postgresql_where=text("NOT started AND stripe_object IS NOT NULL"),
+    ),
 )
 
 # `statement_timestamp()`, because an index can be searched by it: `clock_timestamp()` differs from row to row.
@@ -213,6 +219,43 @@ def note(
     """Write down what an operator did, in the transaction that does it; `flow` says what exactly."""
     values = {"tenant": tenant_id, "action": action, "flow": flow, "object": stripe_object, "outcome": outcome}
     connection.execute(_NOTE, {**asdict(by), **values})
+
+
+_NOTE_EACH = text("""
+    INSERT INTO audit_log
+        (tenant_id, actor, action, started, outcome, settled_at, stripe_object, reason, request_id, ip)
+    SELECT tenant, :actor, :action, false, 'ok', clock_timestamp(), object, :reason, :request_id,
+           CAST(:ip AS inet)
+    FROM unnest(CAST(:objects AS text[]), CAST(:tenants AS text[])) AS done (object, tenant)
+""")
+_ABOUT = text("""
+    SELECT at, actor, action, outcome, tenant_id, reason FROM audit_log
+    WHERE stripe_object = :object AND NOT started ORDER BY id DESC LIMIT :most
+""")
+
+
+def note_each(connection: Connection, by: By, action: str, done: Sequence[tuple[str, str | None]]) -> None:
+    """Write down what an operator did to many of Stripe's objects: each with its tenant, if it has one."""
+    if done:
+        objects, tenants = [one[0] for one in done], [one[1] for one in done]
+        connection.execute(_NOTE_EACH, {**asdict(by), "action": action, "objects": objects, "tenants": tenants})
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What somebody did, and why."""
+
+    at: datetime
+    actor: str
+    action: str
+    outcome: str
+    tenant_id: str | None
+    reason: str | None
+
+
+def about(connection: Connection, stripe_object: str, *, most: int) -> list[Deed]:
+    """What operators did to one of Stripe's objects, the latest first."""
+    return [Deed(*row) for row in connection.execute(_ABOUT, {"object": stripe_object, "most": most})]
 
 
 def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:

@@ -187,6 +187,7 @@ _MAY_LOOK = text("""
     UPDATE checkouts SET looked_at = clock_timestamp()
     WHERE id = :id AND (looked_at IS NULL OR looked_at <= clock_timestamp() - interval '2 seconds')
 """)
+_STATE_HERE = text("SELECT state FROM checkouts WHERE stripe_session_id = :session")
 
 
 def live(connection: Connection, tenant_id: str) -> Checkout | None:
@@ -206,6 +207,12 @@ def find(connection: Connection, tenant_id: str, session: str) -> Checkout | Non
     """The tenant's own Checkout of this id."""
     row = connection.execute(_ONE, {"tenant": tenant_id, "session": session}).one_or_none()
     return Checkout(*row) if row else None
+
+
+def state_here(connection: Connection, session: str) -> str | None:
+    """How we think this session stands, whoever's it is; None if it is none of ours."""
+    state: str | None = connection.scalar(_STATE_HERE, {"session": session})
+    return state
 
 
 def wished_with(connection: Connection, tenant_id: str, caller_key: str) -> Json | None:

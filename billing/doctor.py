@@ -15,7 +15,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from billing import account, catalogue, customers, feed, inbox, schema, vitals
+from billing import account, catalogue, customers, feed, schema, triage, vitals
 from billing.budget import Budget
 from billing.catalogue import Catalogue
 from billing.db import SYSTEM, Database, bypasses_policies, metadata
@@ -215,7 +215,7 @@ def _secrets(connection: Connection, *, expected: Expected) -> Iterator[Finding]
     if not expected.secrets:
         yield found("note", "signing secrets were not looked at: STRIPE_WEBHOOK_SECRET is at fault")
         return
-    seen, total = inbox.secrets(connection), len(expected.secrets)
+    seen, total = {one.fingerprint: one.latest for one in triage.secrets(connection)}, len(expected.secrets)
     for place, secret in enumerate(expected.secrets, 1):
         which = f"signing secret {place} of {total}" if total > 1 else "the signing secret"
         if secret in seen:

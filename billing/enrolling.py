@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from billing import audit, checkouts, customers, deadline, questions, state, sync
-from billing.audit import Attempt
+from billing.audit import Attempt, By
 from billing.budget import Budget
 from billing.checkouts import Intent
 from billing.customers import Profile
@@ -120,7 +120,7 @@ def link(
     tenant_id: str,
     customer: str,
     *,
-    by: str,
+    by: str | By,
     replace: bool = False,
     whosever: bool = False,
 ) -> int:

@@ -7,6 +7,7 @@ with the single key `error`: those bodies are fixed byte for byte. A member with
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -419,3 +420,24 @@ class Busy(ServiceUnavailable):
     def outcome(self) -> str:
         """Not the word for one that is away."""
         return f"{self.what}_busy"
+
+
+PLACES = 12  # the innermost
+
+
+def outline(fault: BaseException) -> str:
+    """What went wrong and where: a line for its kind, one for each place in our code, and the innermost.
+
+    Without its sentence, and without any value: what failed may have been somebody's address.
+    """
+    kinds, cause = [type(fault).__name__], fault.__cause__
+    while cause is not None and len(kinds) < PLACES:
+        kinds.append(type(cause).__name__)
+        cause = cause.__cause__
+    walked = [
+        (str(frame.f_globals.get("__name__")), line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(fault.__traceback__)
+    ]
+    ours = [place for place in walked[:-1] if place[0].startswith("billing.")]
+    places = [f"{module}, line {line}, in {name}" for module, line, name in (ours + walked[-1:])[-PLACES:]]
+    return "\n".join([" from ".join(kinds), *places])

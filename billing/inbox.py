@@ -5,6 +5,7 @@ and moves `due_at` past the lease, so that a killed worker costs the lease and n
 a worker that comes late from settling what is no longer its own. An event is `waiting` while nobody owns its
 customer, `asking` while Stripe is asked about it (`questions`), and in the end `settled`, or `buried` with the
 reason. After a lapsed lease it is claimed alone: whatever killed its worker must not charge its neighbours.
+What operators look for among all of them is in `triage`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -38,6 +40,7 @@ from billing.events import Event, why_unused
 MOST_LAPSES = 5  # leases lost while it was alone, before its body is left unread for good
 MOST_FAILURES = 10  # recorded failures of our own: some minutes
 KEPT = timedelta(days=35)  # Stripe lists its events for 30
+IGNORED = "ignored"  # the reason of what an operator wants nothing more of
 PRUNED_AT_ONCE = 1000
 
 inbox = Table(
@@ -65,6 +68,8 @@ inbox = Table(
     Column("looks", Integer, nullable=False, server_default="0"),  # how often it was put off for another look
     Column("settled_at", DateTime(timezone=True)),
     Column("reason", Text),
+    Column("fault", Text),  # of the latest failure of our own: its kind, and where in the code it was
+    Column("failed_at", ARRAY(DateTime(timezone=True)), nullable=False, server_default="{}"),  # the latest ten
     CheckConstraint("state IN ('due', 'waiting', 'asking', 'settled', 'buried')", name="state_known"),
     CheckConstraint("held IN ('together', 'alone') AND state = 'due' OR held IS NULL", name="held_while_due"),
     CheckConstraint(
@@ -75,6 +80,19 @@ inbox = Table(
     Index("ix_inbox_customer", "customer", "id", postgresql_where=text("state IN ('waiting', 'asking')")),
     Index("ix_inbox_state", "state", "id", postgresql_where=text("state IN ('waiting', 'asking')")),
     Index("ix_inbox_buried", "id", postgresql_where=text("state = 'buried'")),
+    Index("ix_inbox_failing", "id", postgresql_where=text("state = 'due' AND reason IS NOT NULL")),
+    Index(
+        "ix_inbox_of_customer",
+        "customer",
+        "id",
+        postgresql_where=text("customer IS NOT NULL AND state <> 'due'"),
+    ),
+    Index(
+        "ix_inbox_of_object",
+        "object_id",
+        "id",
+        postgresql_where=text("customer IS NULL AND state <> 'due'"),
+    ),
 )
 
 
@@ -224,7 +242,8 @@ _LOOK_AGAIN = text("""
 _PUT_OFF = text("UPDATE inbox SET held = NULL, due_at = clock_timestamp() + :delay WHERE id = ANY(:ids)")
 _FAIL = text("""
     UPDATE inbox SET held = NULL, failures = failures + CASE WHEN :counted THEN 1 ELSE 0 END, reason = :reason,
-                     due_at = clock_timestamp() + :delay
+                     due_at = clock_timestamp() + :delay, fault = :fault,
+                     failed_at = (failed_at || clock_timestamp())[cardinality(failed_at) - 8:]
     WHERE id = :id AND attempt = :attempt AND state = 'due'
 """)
 
@@ -266,11 +285,17 @@ def put_off(connection: Connection, ids: Collection[int], *, delay: timedelta) -
 
 
 def fail(
-    connection: Connection, event: Claimed, *, reason: str, delay: timedelta, counted: bool = True
+    connection: Connection,
+    event: Claimed,
+    *,
+    reason: str,
+    delay: timedelta,
+    counted: bool = True,
+    fault: str | None = None,
 ) -> None:
     """It could not be worked on, for a reason of ours: again after the delay and, if counted, not for ever."""
-    values = {"id": event.id, "attempt": event.attempt, "reason": reason, "delay": delay, "counted": counted}
-    connection.execute(_FAIL, values)
+    values = {"id": event.id, "attempt": event.attempt, "reason": reason, "delay": delay}
+    connection.execute(_FAIL, {**values, "counted": counted, "fault": fault})
 
 
 # The lock order everywhere is by id, and UPDATE alone promises none.
@@ -400,59 +425,37 @@ def prune(connection: Connection, *, after: int) -> int | None:
 
 # ---- for operators
 
-_CHOSEN = """
-    id > :after AND id <= :after + :window AND state NOT IN ('due', 'asking')
-    AND (CAST(:event_ids AS text[]) IS NULL OR event_id = ANY(:event_ids))
-    AND (CAST(:type AS text) IS NULL OR type = :type)
-    AND (CAST(:customers AS text[]) IS NULL OR customer = ANY(:customers))
-    AND (CAST(:since AS timestamptz) IS NULL OR received_at >= :since)
-    AND (CAST(:until AS timestamptz) IS NULL OR received_at < :until)
-    AND (NOT :failed OR state = 'buried')
-    AND (state <> 'settled' OR reason IS NULL OR CAST(:event_ids AS text[]) IS NOT NULL)
-"""
-_CUSTOMERS = text(f"SELECT DISTINCT customer FROM inbox WHERE customer IS NOT NULL AND {_CHOSEN}")  # noqa: S608  # ours
-_REPLAY = text(f"""
-    WITH chosen AS MATERIALIZED (SELECT id FROM inbox WHERE {_CHOSEN} ORDER BY id FOR UPDATE)
+# Each counts an attempt: whoever holds one of them can no longer settle it.
+_REPLAY = text("""
+    WITH chosen AS MATERIALIZED (
+        SELECT id FROM inbox WHERE id = ANY(:ids) AND state NOT IN ('due', 'asking') ORDER BY id FOR UPDATE
+    )
     UPDATE inbox SET state = 'due', due_at = clock_timestamp(), settled_at = NULL, reason = NULL,
                      lapses = 0, failures = 0, looks = 0, attempt = attempt + 1
     FROM chosen WHERE inbox.id = chosen.id
-""")  # noqa: S608  # ours
-_RANGE = text("SELECT coalesce(min(id), 1) - 1, coalesce(max(id), 0) FROM inbox")
-REPLAYED_AT_ONCE = 10_000  # numbers looked at in one transaction
+    RETURNING event_id, customer
+""")
+_IGNORE = text("""
+    WITH chosen AS MATERIALIZED (
+        SELECT id FROM inbox WHERE id = ANY(:ids) AND state <> 'settled' ORDER BY id FOR UPDATE
+    )
+    UPDATE inbox SET state = 'settled', settled_at = clock_timestamp(), held = NULL, reason = :reason,
+                     attempt = attempt + 1
+    FROM chosen WHERE inbox.id = chosen.id
+    RETURNING event_id, customer
+""")
+
+Named = tuple[str, str | None]  # an event, and whom it is about
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which events an operator means: all that fit everything that is said."""
-
-    event_ids: Sequence[str] | None = None
-    type: str | None = None
-    customers: Sequence[str] | None = None
-    since: Any = None
-    until: Any = None
-    failed: bool = False
+def replay(connection: Connection, ids: Collection[int]) -> list[Named]:
+    """Make those of these events that are finished, or wait, due again as if they had just come. Which."""
+    return [(row[0], row[1]) for row in connection.execute(_REPLAY, {"ids": list(ids)})]
 
 
-def span(connection: Connection) -> tuple[int, int]:
-    """Below the lowest number, and the highest."""
-    lowest, highest = connection.execute(_RANGE).one()
-    return int(lowest), int(highest)
-
-
-def customers(connection: Connection, choice: Choice, *, after: int) -> Sequence[str]:
-    """Whom the chosen of the next REPLAYED_AT_ONCE numbers are about."""
-    return connection.scalars(_CUSTOMERS, _values(choice, after)).all()
-
-
-def replay(connection: Connection, choice: Choice, *, after: int) -> int:
-    """Make the chosen of the next REPLAYED_AT_ONCE numbers due again, as if they had just arrived."""
-    return connection.execute(_REPLAY, _values(choice, after)).rowcount
-
-
-def _values(choice: Choice, after: int) -> dict[str, Any]:
-    values = {**vars(choice), "after": after, "window": REPLAYED_AT_ONCE}
-    lists = {name: list(values[name]) for name in ("event_ids", "customers") if values[name] is not None}
-    return values | lists
+def ignore(connection: Connection, ids: Collection[int]) -> list[Named]:
+    """Finish those of these events that are not finished well, whatever they say. Which."""
+    return [(row[0], row[1]) for row in connection.execute(_IGNORE, {"ids": list(ids), "reason": IGNORED})]
 
 
 # The numbers are given out as events come, so the lowest is the oldest; for those that are due, whose index is
@@ -534,52 +537,3 @@ class Lately:
 def lately(connection: Connection) -> Lately:
     """How the newest LATELY events fared."""
     return Lately(*connection.execute(_LATELY, {"most": LATELY}).one())
-
-
-# Each part has an index of its own: the settled are many and not looked at.
-_COUNTS = text("""
-    SELECT state, count(*) AS events,
-           extract(epoch FROM clock_timestamp() - min(received_at))::bigint AS oldest_seconds
-    FROM (SELECT state, received_at FROM inbox WHERE state = 'due'
-          UNION ALL SELECT state, received_at FROM inbox WHERE state IN ('waiting', 'asking')
-          UNION ALL SELECT state, received_at FROM inbox WHERE state = 'buried') AS unsettled
-    GROUP BY state ORDER BY state
-""")
-_REASONS = text("""
-    SELECT state, reason, type, count(*) AS events, max(received_at) AS latest
-    FROM (SELECT state, reason, type, received_at FROM inbox WHERE state = 'buried'
-          UNION ALL SELECT state, reason, type, received_at FROM inbox
-          WHERE state IN ('waiting', 'asking') AND reason IS NOT NULL
-          UNION ALL SELECT state, reason, type, received_at FROM inbox
-          WHERE state = 'due' AND reason IS NOT NULL) AS failing
-    GROUP BY state, reason, type ORDER BY events DESC, reason, type LIMIT 50
-""")
-_SECRETS = text("""
-    SELECT secret, count(*) AS events, max(received_at) AS latest
-    FROM (SELECT secret, received_at FROM inbox ORDER BY id DESC LIMIT 1000) AS newest
-    WHERE secret IS NOT NULL GROUP BY secret ORDER BY latest DESC
-""")
-
-
-@dataclass(frozen=True)
-class Overview:
-    """The inbox at a glance: how much is under way, why some of it failed, which secrets Stripe signs with."""
-
-    states: list[dict[str, Any]]
-    reasons: list[dict[str, Any]]
-    secrets: list[dict[str, Any]]
-
-
-def secrets(connection: Connection) -> dict[str, Any]:
-    """When each secret signed last, by fingerprint, as far as the newest 1000 events tell."""
-    return {row.secret: row.latest for row in connection.execute(_SECRETS)}
-
-
-def overview(connection: Connection) -> Overview:
-    """What an operator asks first."""
-    return Overview(
-        *(
-            [dict(row) for row in connection.execute(query).mappings()]
-            for query in (_COUNTS, _REASONS, _SECRETS)
-        )
-    )

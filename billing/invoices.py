@@ -126,6 +126,12 @@ def learn(connection: Connection, told: Iterable[Invoice]) -> dict[str, Invoice]
     return merged
 
 
+def find(connection: Connection, id: str) -> Invoice | None:
+    """What is held of this invoice."""
+    row = connection.execute(_HELD, {"ids": [id]}).one_or_none()
+    return Invoice(*row) if row else None
+
+
 def still_open(connection: Connection, subscriptions: Collection[str]) -> list[Invoice]:
     """The invoices of these subscriptions that are open, as far as we know."""
     found = connection.execute(_OPEN, {"subscriptions": list(subscriptions)})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import BigInteger, Column, Connection, DateTime, Index, Integer, Table, Text, text
 
@@ -160,6 +160,30 @@ _IS_WANTED = text("""
 def is_resting(connection: Connection, customer: str) -> bool:
     """Whether a question has just failed, and it is too soon to put it again."""
     return bool(connection.scalar(_IS_RESTING, {"customer": customer}))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How things stand between Stripe and us about a customer."""
+
+    answered_at: datetime | None  # when Stripe last told everything
+    answered_seen: int  # the events up to this one were in it
+    owed_since: datetime | None  # Stripe owes an answer
+    next_at: datetime | None  # when it is asked, or asked again
+    failures: int  # of questions, in a row
+    deleted_at: datetime | None
+
+
+_STANDING = text("""
+    SELECT answered_at, answered_seen, owed_since, wanted_at, failures, deleted_at FROM stripe_customers
+    WHERE stripe_customer_id = :customer
+""")
+
+
+def standing(connection: Connection, customer: str) -> Standing | None:
+    """What is known of the asking; None if nobody ever spoke of the customer."""
+    row = connection.execute(_STANDING, {"customer": customer}).one_or_none()
+    return Standing(*row) if row else None
 
 
 def born(connection: Connection, customer: str) -> None:

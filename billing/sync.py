@@ -20,6 +20,7 @@ import structlog
 from sqlalchemy import Connection
 
 from billing import (
+    audit,
     catalogue,
     cataloguing,
     checkouts,
@@ -35,6 +36,7 @@ from billing import (
     subscriptions,
     telemetry,
 )
+from billing.audit import By
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
 from billing.errors import Busy, CheckoutUnderWay, ServiceUnavailable, StripeFailed
@@ -46,6 +48,7 @@ from billing.state import Changed
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
 from billing.subscriptions import FINAL, Folded, Held, Snapshot, Subscription, Verdict
 from billing.telemetry import Causes
+from billing.triage import Entry
 
 SECOND_LOOK = timedelta(seconds=5)  # the events of one change arrive within seconds of each other
 IN_OTHER_HANDS = timedelta(seconds=0.2)  # then the customer may be free again
@@ -666,29 +669,42 @@ def insist(db: Database, stripe: Stripe, budget: Budget, customer: str) -> None:
         raise StripeFailed("unanswered", retry_after=5)
 
 
-def link(db: Database, tenant_id: str, customer: str, *, by: str, replace: bool = False) -> int | None:
+def link(db: Database, tenant_id: str, customer: str, *, by: str | By, replace: bool = False) -> int | None:
     """Make the customer the tenant's, wake its events, and have Stripe asked. None if the tenant has another.
 
-    Under the customer's lock: an event either finds its owner, or waits already and is woken here.
+    Under the customer's lock: an event either finds its owner, or waits already and is woken here. What an
+    operator links (`By`) is in the trail.
     """
+    actor = by.actor if isinstance(by, By) else by
     with db.begin(SYSTEM) as connection:
         questions.lock(connection, customer)
         is_new = customers.of(connection, tenant_id, keep=True) != customer
         if is_new and checkouts.is_under_way(connection, tenant_id):
             raise CheckoutUnderWay
-        customers.link(connection, tenant_id, customer, by=by, replace=replace)
+        customers.link(connection, tenant_id, customer, by=actor, replace=replace)
         if customer not in customers.owners(connection, [customer]):
             return None
         questions.want(connection, [customer])
         woken = inbox.wake(connection, customer)
+        if isinstance(by, By):
+            audit.note(connection, by, "tenant.link", tenant_id=tenant_id, stripe_object=customer)
         changed = state.refresh(connection, {tenant_id, *customers.former(connection, customer)})
     tell(changed)
-    log.info("customer.linked", tenant=tenant_id, customer=customer, by=by)
+    log.info("customer.linked", tenant=tenant_id, customer=customer, by=actor)
     return woken
 
 
-def replay(connection: Connection, choice: inbox.Choice, *, after: int) -> int:
-    """Make events due again and have Stripe asked about their customers: a replay is there to repair."""
-    concerned = inbox.customers(connection, choice, after=after)
+def replay(connection: Connection, events: Sequence[Entry]) -> list[inbox.Named]:
+    """Make events due again and have Stripe asked about their customers: a replay is there to repair. Which."""
+    concerned = {event.customer for event in events if event.customer}
     questions.want(connection, customers.owners(connection, concerned))
-    return inbox.replay(connection, choice, after=after)
+    return inbox.replay(connection, [event.id for event in events])
+
+
+def ignore(connection: Connection, events: Sequence[Entry]) -> list[inbox.Named]:
+    """Finish events unread. Stripe is asked in place of those that nobody has judged yet, so that no state is
+    wrong for it; a question that one of them has put goes on. Which.
+    """
+    concerned = {event.customer for event in events if event.customer and event.state == "due"}
+    questions.want(connection, customers.owners(connection, concerned))
+    return inbox.ignore(connection, [event.id for event in events])

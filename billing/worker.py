@@ -26,6 +26,7 @@ from billing import (
     chores,
     clock,
     config,
+    errors,
     inbox,
     questions,
     reconcile,
@@ -214,7 +215,8 @@ class Worker:
         log.error("event.failed", event_id=event.event_id, counted=is_ours, exc_info=fault)
         with self._db.begin(SYSTEM) as connection:
             delay = sync.backoff(event.failures) if is_ours else BUSY
-            inbox.fail(connection, event, reason=type(fault).__name__, delay=delay, counted=is_ours)
+            kind, where = type(fault).__name__, errors.outline(fault)
+            inbox.fail(connection, event, reason=kind, delay=delay, counted=is_ours, fault=where)
 
     # ---- questions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,6 +15,7 @@ from sqlalchemy import text
 from billing import inbox, reconcile, telemetry
 from billing.commands.base import logs_aside
 from billing.db import SYSTEM, Database
+from billing.operations import events
 from sandbox.server import Control
 from tests.conftest import SIGNING_SECRET, MakeApp, create_customer, link, rows
 from tests.deliveries import (
@@ -130,6 +132,74 @@ def test_a_secret_that_is_gone_from_the_settings_is_still_noticed(
     assert "signed with a secret that is no longer configured: 1" in say(make_app, "inbox").output
 
 
+def test_events_are_listed_by_what_is_said_and_shown_one_by_one(
+    make_app: MakeApp, database: Database, acme: str, customer: str
+) -> None:
+    paid = tell(database, customer, kind="invoice.paid")
+    other = tell(database, "cus_1")
+    bury(database, other, "is not JSON")
+
+    def listed(*words: str) -> list[str]:
+        found = json.loads(say(make_app, "inbox", "--json", *words).stdout)
+        return [row["event_id"] for row in found["page"]["rows"]]
+
+    assert listed("--tenant", acme) == listed("--type", "invoice.paid") == listed("--state", "due") == [paid]
+    assert listed("--customer", "cus_1") == listed("--reason", "is not JSON") == [other]
+    assert listed("--since", "2026-01-01") == [other, paid]
+    assert listed("--until", "2026-01-01") == []
+    [line] = say(make_app, "inbox", "--state", "buried").output.splitlines()
+    assert line.split()[1:4] == ["buried", other, UPDATED]
+    overview = json.loads(say(make_app, "inbox", "--json").stdout)
+    assert [(one["reason"], one["events"]) for one in overview["failures"]] == [("is not JSON", 1)]
+
+    told = say(make_app, "inbox", "show", other).output
+    story = json.loads(say(make_app, "inbox", "show", paid, "--json").stdout)
+    assert "reason       is not JSON" in told
+    assert (story["tenant_id"], story["event"]["state"], story["payload"]["is_masked"]) == (acme, "due", True)
+    assert say(make_app, "inbox", "show", "evt_unknown").exit_code == 1
+
+
+def test_a_payload_is_revealed_for_a_reason_that_stays_in_the_trail(
+    make_app: MakeApp, database: Database
+) -> None:
+    event = an_event("customer.deleted", {"id": "cus_1", "object": "customer", "email": "ada@acme.example"})
+    keep(database, event)
+    show = ["inbox", "show", event["id"]]
+
+    assert "ada@" not in say(make_app, *show).output
+    assert say(make_app, *show, "--reveal").exit_code == 2
+    assert "ada@acme.example" in say(make_app, *show, "--reveal", "--reason", "a dispute").output
+    assert trail(database) == [("command", "payload.reveal", event["id"], "a dispute")]
+
+
+def test_events_are_ignored_by_id_or_as_described_and_never_all_that_is_due(
+    make_app: MakeApp, database: Database
+) -> None:
+    first, second, due = (tell(database, "cus_1") for _ in range(3))
+    for event in (first, second):
+        bury(database, event, "is not JSON")
+    because = ["--reason", "a test of theirs"]
+
+    assert say(make_app, "inbox", "ignore", first).exit_code == 2  # no reason
+    for words in ([], ["--type", UPDATED], ["--state", "due"], [first, "--state", "buried"]):
+        assert say(make_app, "inbox", "ignore", *words, *because).exit_code == 2, words
+    assert states(database) == {first: "buried", second: "buried", due: "due"}
+    by_id = say(make_app, "inbox", "ignore", first, *because)
+    described = say(
+        make_app, *("inbox", "ignore", "--state", "buried", "--reason-is", "is not JSON", "--json"), *because
+    )
+
+    assert (by_id.output, json.loads(described.stdout)) == ("1 events are ignored.\n", {"ignored": 1})
+    assert states(database) == {first: "settled", second: "settled", due: "due"}
+    deeds = [("command", "event.ignore", event, "a test of theirs") for event in (first, second)]
+    assert trail(database) == deeds
+
+
+def trail(database: Database) -> list[tuple[str, ...]]:
+    found = rows(database, "SELECT actor, action, stripe_object, reason FROM audit_log ORDER BY id")
+    return [tuple(row.values()) for row in found]
+
+
 # ---- replay
 
 
@@ -193,6 +263,8 @@ def test_a_replay_by_id_takes_those_alone(
 
     due = {name for name, event in two_days.items() if states(database)[event] == "due"}
     assert due == {"old", "failed"}
+    deeds = {("command", "event.retry", two_days[name], "by command") for name in due}
+    assert set(trail(database)) == deeds
 
 
 def test_a_tenant_without_a_customer_has_nothing_to_replay(make_app: MakeApp, database: Database) -> None:
@@ -208,9 +280,9 @@ def test_a_replay_leaves_alone_what_is_under_way(
     take_in(database)
     due = tell(database, customer)
 
-    result = say(make_app, "replay", asking, due)
+    result = say(make_app, "replay", asking, due, "--json")
 
-    assert result.output == "0 events are due again.\n"
+    assert json.loads(result.stdout) == {"due": 0}
     assert states(database) == {asking: "asking", due: "due"}
 
 
@@ -249,7 +321,7 @@ def test_a_worker_that_still_holds_a_replayed_event_can_no_longer_settle_it(
 def test_a_replay_goes_through_the_whole_inbox_piece_by_piece(
     make_app: MakeApp, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "REPLAYED_AT_ONCE", 7)
+    monkeypatch.setattr(events, "AT_ONCE", 7)
     for _ in range(20):
         bury(database, tell(database, "cus_1"), "no reason")
 

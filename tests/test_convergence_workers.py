@@ -21,11 +21,11 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from billing import inbox, reconcile, sync
+from billing import reconcile, sync, triage
 from billing.db import SYSTEM, Database
-from billing.inbox import Choice
 from billing.invoices import Invoice
 from billing.subscriptions import DELINQUENT, Facts, Item
+from billing.triage import Choice
 from sandbox.account import Account
 from sandbox.resources import Call, customers
 from sandbox.server import DEFAULT_KEY, Server
@@ -246,8 +246,8 @@ def test_delivering_and_replaying_everything_again_changes_no_row(
 
 def replay_all(database: Database) -> None:
     with database.begin(SYSTEM) as connection:
-        after, _ = inbox.span(connection)
-        assert sync.replay(connection, Choice(), after=after)
+        entries, _ = triage.look(connection, Choice(to_replay=True), most=triage.LOOKED_AT)
+        assert sync.replay(connection, entries)
 
 
 def everything(database: Database) -> list[list[dict[str, Any]]]:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
-from billing.console import access, audit, consumers, doctor, overview, pages, plans, style
+from billing.console import access, audit, consumers, doctor, inbox, overview, pages, plans, style
 from billing.console.access import WhoIsIt
 from billing.web import answers
 from billing.wiring import Billing
 
-PAGES = (overview.page, doctor.page, plans.page, consumers.page, audit.page, style.page)
+PAGES = (
+    *(overview.page, inbox.page, plans.page, consumers.page, audit.page, doctor.page),
+    style.page,
+)
 
 
 def mount(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from billing import feed, inbox, vitals
+from billing import feed, inbox, triage, vitals
 from billing.db import SYSTEM
 from billing.doctor import FAR_BEHIND, LATE
 from billing.findings import many, span
@@ -42,10 +42,10 @@ def overview(billing: Billing) -> Overview:
     with billing.db.begin(SYSTEM) as connection:
         taken = vitals.taken(connection)
         lately = inbox.lately(connection)
-        reasons = inbox.overview(connection).reasons
+        failures = triage.failures(connection)
         head = str(feed.overview(connection).head)
-    buried = [row for row in reasons if row["state"] == "buried"]
-    why = ", ".join(f"{row['events']} \N{MULTIPLICATION SIGN} {row['reason']}" for row in buried)
+    buried = [one for one in failures if one.state == "buried"]
+    why = ", ".join(f"{one.events} \N{MULTIPLICATION SIGN} {one.reason}" for one in buried)
     found = [*_problems(billing, taken, why), *_warnings(taken)]
     return Overview(found, taken, lately, head)
 
