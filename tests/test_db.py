@@ -106,11 +106,13 @@ A_ROW = {
     "feed_consumers": {"name": "{tenant}", "epoch": "e", "position": "0", "asked_at": "2026-01-01T00:00Z"},
     "service_tokens": {"name": "of-{tenant}", "slot": "1", "hash": "{tenant}", "scopes": "{billing:read}"},
     "workers": {"name": "{tenant}"},
+    "operator_sessions": {"hash": "{tenant}", "name": "ana", "entry": ""},
+    "sign_ins": {"tried": "{tenant}", "attempts": "1", "latest_at": "2026-01-01T00:00Z"},
 }
 TABLES = list(A_ROW)
 THE_SERVICES_OWN = (
     *("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns", "feed_consumers"),
-    *("service_tokens", "workers"),
+    *("service_tokens", "workers", "operator_sessions", "sign_ins"),
 )
 
 

@@ -65,7 +65,7 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
         if sentence not in page
     ] == []
     assert page.index("problem Stripe has posted") < page.index("warning 3 events wait")
-    assert "/billing/console/inbox?state=buried" in browser.opens("").text
+    assert "/billing/console/inbox/events?state=buried" in browser.opens("").text
 
 
 def test_the_doctor_is_asked_in_a_browser_too(ana: Browser) -> None:
