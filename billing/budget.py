@@ -62,6 +62,7 @@ class Budget:
     def __init__(self, db: Database, reads_per_second: int, stopping: Event | None = None) -> None:
         kept = min(KEPT_FOR_PEOPLE, reads_per_second // 2)
         rates = {"background": reads_per_second - kept, "waiting": kept}
+        self.background_per_second = reads_per_second - kept
         self._every = {lane: timedelta(seconds=1 / rate) for lane, rate in rates.items() if rate}
         self._db = db
         self._stopping = stopping or Event()

@@ -28,6 +28,7 @@ from sqlalchemy import (
 
 from billing.db import Query, metadata
 from billing.errors import AlreadyLinked, Busy
+from billing.events import Json
 
 tenant_config = Table(
     "tenant_config",
@@ -137,6 +138,13 @@ def owners(connection: Connection, customers: Collection[str]) -> dict[str, str]
 def of(connection: Connection, tenant_id: str, *, keep: bool = False) -> str | None:
     """The tenant's Stripe customer, or None where it has none yet. `keep` lets nobody change it meanwhile."""
     return connection.scalar(_KEPT if keep else _GIVEN, {"tenant": tenant_id}) or None
+
+
+def named(customer: Json) -> str | None:
+    """The tenant that the metadata of Stripe's customer names, if any."""
+    metadata = customer.get("metadata")
+    tenant = metadata.get("tenant_id") if isinstance(metadata, dict) else None
+    return tenant if isinstance(tenant, str) and tenant else None
 
 
 def is_known(connection: Connection, tenant_id: str) -> bool:

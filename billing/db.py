@@ -147,14 +147,20 @@ class Database:
                 return query.read(_send(driver, query.sql, values))
 
     @contextmanager
-    def begin(self, scope: Scope, *, in_turn: str | None = None) -> Iterator[Connection]:
-        """A transaction whose statements depend on one another: committed when the block ends well."""
+    def begin(self, scope: Scope, *, in_turn: str | None = None, keep: bool = True) -> Iterator[Connection]:
+        """A transaction whose statements depend on one another: committed when the block ends well.
+
+        Without `keep` it is only imagined: whatever it wrote is taken back in the end.
+        """
         with _trouble_is_ours(), self._connected() as (connection, driver):
             statement, values = _entrance(scope, in_turn)
             psycopg.ClientCursor(driver).execute("BEGIN; " + statement, values)  # a simple query, in one trip
             connection.begin()  # or `commit` would do nothing where all statements went past SQLAlchemy
             yield connection
-            connection.commit()
+            if keep:
+                connection.commit()
+            else:
+                connection.rollback()
 
     @contextmanager
     def _connected(self) -> Iterator[tuple[Connection, psycopg.Connection[Any]]]:

@@ -135,8 +135,7 @@ def link(
     found = stripe.customer(customer)
     if found is None or found.things[0].get("deleted"):
         raise CustomerNotFound
-    metadata = found.things[0].get("metadata")
-    named = metadata.get("tenant_id") if isinstance(metadata, dict) else None
+    named = customers.named(found.things[0])
     if named and named != tenant_id and not whosever:
         raise CustomerOfAnother
     woken = sync.link(db, tenant_id, customer, by=by, replace=replace)

@@ -17,6 +17,7 @@ from billing import (
     audit,
     checkouts,
     customers,
+    drift,
     entitlements,
     inbox,
     invoices,
@@ -64,6 +65,7 @@ def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, by: By)
             customers.forget(connection, tenant_id, customer),
             state.lock(connection, tenant_id),
         ]
+        drift.forget(connection, tenant_id)
         if customers.of(connection, tenant_id):  # linked for the first time while we were at it
             raise Busy("database")
         if was_known := any(held):

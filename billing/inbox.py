@@ -341,6 +341,12 @@ _IS_ASKING = text("""
         WHERE customer = :customer AND state = 'asking' AND (CAST(:type AS text) IS NULL OR type = :type)
     )
 """)
+# What is due is found among all that is due: asked only where an answer has changed something.
+_IS_OPEN = text("""
+    SELECT EXISTS (SELECT FROM inbox WHERE customer = :customer AND state = 'asking')
+        OR EXISTS (SELECT FROM inbox WHERE customer = :customer AND state = 'due')
+""")
+_HAS_COME = text("SELECT EXISTS (SELECT FROM inbox WHERE id > :after AND customer = :customer)")
 # Each part has an index of its own.
 _RELEASE = text("""
     WITH held AS MATERIALIZED (
@@ -360,6 +366,16 @@ _NEWEST = text("SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM i
 def is_asking(connection: Connection, customer: str, type: str | None = None) -> bool:
     """Whether an event of this customer, or one of this type, still needs an answer."""
     return bool(connection.scalar(_IS_ASKING, {"customer": customer, "type": type}))
+
+
+def is_open(connection: Connection, customer: str) -> bool:
+    """Whether an event of this customer is here and has not been settled yet."""
+    return bool(connection.scalar(_IS_OPEN, {"customer": customer}))
+
+
+def has_come(connection: Connection, customer: str, *, after: int) -> bool:
+    """Whether an event of this customer came after that one, whatever has become of it."""
+    return bool(connection.scalar(_HAS_COME, {"customer": customer, "after": after}))
 
 
 def release(connection: Connection, customer: str) -> None:

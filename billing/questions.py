@@ -35,6 +35,7 @@ stripe_customers = Table(
     Column("answered_seen", BigInteger, nullable=False, server_default="0"),  # events up to this were in it
     Column("answered_at", DateTime(timezone=True)),
     Index("ix_stripe_customers_wanted_at", "wanted_at", postgresql_where=text("wanted_at IS NOT NULL")),
+    Index("ix_stripe_customers_answered_at", "answered_at", postgresql_where=text("wanted_at IS NULL")),
     Index("ix_stripe_customers_owed_since", "owed_since", postgresql_where=text("owed_since IS NOT NULL")),
     Index(
         "ix_stripe_customers_unanswered",
@@ -242,6 +243,24 @@ def put(
     return [Question(row[0], row[1], row[2], row[3], seen, row[4]) for row in found]
 
 
+def put_at_once(connection: Connection, customer: str, *, seen: int) -> Question | None:
+    """A question about this customer, whoever wants one. None while another is in flight."""
+    want(connection, [customer])
+    return next(iter(put(connection, seen=seen, most=1, customer=customer)), None)
+
+
+_AS_IT_IS = text("""
+    SELECT put, heard, coalesce(extract(epoch FROM latest_created)::bigint, 0), failures
+    FROM stripe_customers WHERE stripe_customer_id = :customer
+""")
+
+
+def imagined(connection: Connection, customer: str, *, seen: int) -> Question:
+    """A question as it could be put now, without a lease or a number of its own. The caller holds the lock."""
+    row = connection.execute(_AS_IT_IS, {"customer": customer}).one()
+    return Question(customer, row[0], row[1], row[2], seen, row[3])
+
+
 _RENEW = text("""
     UPDATE stripe_customers SET
         wanted_at = CASE WHEN wanted_at = asking_until THEN now() + :lease ELSE wanted_at END,
@@ -327,21 +346,55 @@ def drop(connection: Connection, customer: str) -> None:
 
 # ---- for the walk
 
+# Along the index of those nobody has to ask about; strangers among them are few, for they are pruned.
 _STALEST = text("""
-    SELECT t.stripe_customer_id
+    SELECT c.stripe_customer_id FROM stripe_customers c
+    WHERE c.wanted_at IS NULL AND c.answered_at < statement_timestamp() - CAST(:older AS interval)
+      AND EXISTS (
+          SELECT FROM tenant_config t
+          WHERE t.stripe_customer_id = c.stripe_customer_id AND t.stripe_customer_id <> ''
+      )
+    ORDER BY c.answered_at LIMIT :most
+""")
+# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort.
+_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
+_UNASKED = text("""
+    WITH stretch AS (
+        SELECT stripe_customer_id FROM tenant_config
+        WHERE stripe_customer_id > :after AND stripe_customer_id <> ''
+        ORDER BY stripe_customer_id LIMIT :stretch
+    )
+    SELECT max(stripe_customer_id),
+           array_agg(stripe_customer_id ORDER BY stripe_customer_id)
+               FILTER (WHERE c.answered_at IS NULL AND c.wanted_at IS NULL)
+    FROM stretch LEFT JOIN stripe_customers c USING (stripe_customer_id)
+""")
+_IN_LINE = text("""
+    SELECT count(*) FROM (
+        SELECT FROM stripe_customers WHERE wanted_at <= statement_timestamp() LIMIT :most
+    ) AS waiting
+""")
+_WAS_ANSWERED = text("""
+    SELECT answered_at > coalesce(CAST(:since AS timestamptz), '-infinity') FROM stripe_customers
+    WHERE stripe_customer_id = :customer
+""")
+_LINKED = text("""
+    SELECT t.stripe_customer_id, coalesce(c.answered_at > :since, false)
     FROM tenant_config t LEFT JOIN stripe_customers c USING (stripe_customer_id)
-    WHERE t.stripe_customer_id <> '' AND c.wanted_at IS NULL
-      AND (c.answered_at IS NULL OR c.answered_at < statement_timestamp() - :older)
-    ORDER BY c.answered_at NULLS FIRST LIMIT :most
+    WHERE t.stripe_customer_id > :after AND t.stripe_customer_id <> '' ORDER BY t.stripe_customer_id LIMIT :most
+""")
+_HOW_MANY = text("""
+    SELECT count(*) FROM tenant_config WHERE stripe_customer_id > :after AND stripe_customer_id <> ''
 """)
 
 
 def stalest(connection: Connection, *, older: timedelta, most: int) -> Sequence[str]:
-    """Linked customers Stripe was not asked about for this long, the longest first."""
+    """Linked customers whose last answer is this old, the oldest first."""
+    connection.execute(_ALONG_THE_INDEX)
     return connection.scalars(_STALEST, {"older": older, "most": most}).all()
 
 
-# To look for those that have no row would be to look at every tenant; the walk gives them one.
+# To look for those that have no row would be to look at every tenant; workers give them one within minutes.
 _NEVER_ANSWERED = text("""
     SELECT count(*)
     FROM (SELECT stripe_customer_id FROM stripe_customers WHERE answered_at IS NULL LIMIT :most) AS c
@@ -352,6 +405,38 @@ _NEVER_ANSWERED = text("""
 def never_answered(connection: Connection, *, most: int) -> int:
     """How many linked customers Stripe has never told about; counted up to `most`, and one more."""
     return int(connection.scalar(_NEVER_ANSWERED, {"most": most + 1}))
+
+
+def unasked(connection: Connection, *, after: str, most: int) -> tuple[Sequence[str], str]:
+    """Those of the next stretch of linked customers whom nobody asks about, and where to go on; "" at the end.
+
+    They were linked by other means than ours.
+    """
+    connection.execute(_ALONG_THE_INDEX)
+    last, found = connection.execute(_UNASKED, {"after": after, "stretch": LINKED_STRETCH}).one()
+    found = found or []
+    return found[:most], (found[most - 1] if len(found) > most else last) or ""
+
+
+def in_line(connection: Connection, *, most: int) -> int:
+    """How many questions wait to be put, counted up to this many."""
+    return int(connection.scalar(_IN_LINE, {"most": most}) or 0)
+
+
+def was_answered(connection: Connection, customer: str, *, since: datetime | None = None) -> bool:
+    """Whether an answer about this customer is held; one that came since then."""
+    return bool(connection.scalar(_WAS_ANSWERED, {"customer": customer, "since": since}))
+
+
+def linked(connection: Connection, *, after: str, since: datetime, most: int) -> list[tuple[str, bool]]:
+    """The next linked customers by their ids, each with whether it was answered since then."""
+    found = connection.execute(_LINKED, {"after": after, "since": since, "most": most})
+    return [(row[0], row[1]) for row in found]
+
+
+def how_many(connection: Connection, *, after: str = "") -> int:
+    """How many customers are linked whose id comes after this one."""
+    return int(connection.scalar(_HOW_MANY, {"after": after}) or 0)
 
 
 _PRUNE = text("""
@@ -374,6 +459,7 @@ _PRUNE = text("""
     SELECT max(stripe_customer_id) FROM (SELECT stripe_customer_id FROM stretch) AS looked_at
 """)
 STRETCH = 5_000
+LINKED_STRETCH = 100_000  # read only, in some 0.2 s
 
 
 def prune(connection: Connection, *, after: str) -> str:

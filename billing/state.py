@@ -109,6 +109,10 @@ _READ = f"""
 """  # noqa: S608  # the columns are ours
 _READ_OF = f"SELECT {_AS_READ} FROM tenant_states WHERE tenant_id = %(tenant_id)s AND body <> ''"  # noqa: S608
 _VERSION = text("SELECT version FROM tenant_states WHERE tenant_id = :tenant")
+_SHOWN = text("""
+    SELECT tenant_id, version, CASE WHEN body <> '' THEN body::json->>'state' END FROM tenant_states
+    WHERE tenant_id = ANY(:tenants)
+""")
 
 
 def read() -> Query[State | None]:
@@ -119,6 +123,20 @@ def read() -> Query[State | None]:
 def version_of(connection: Connection, tenant_id: str) -> int:
     """The version of the tenant's document; 0 before there is one."""
     return connection.scalar(_VERSION, {"tenant": tenant_id}) or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a tenant is told, in short."""
+
+    version: int
+    state: str | None
+
+
+def shown(connection: Connection, tenants: Collection[str]) -> dict[str, Shown]:
+    """What these tenants' documents say, by tenant; those without a document are left out."""
+    found = connection.execute(_SHOWN, {"tenants": list(tenants)})
+    return {row[0]: Shown(row[1], row[2]) for row in found}
 
 
 def read_of(tenant_id: str) -> Query[State | None]:

@@ -255,8 +255,9 @@ class Stripe:
         return self._page(self._client.v1.entitlements.active_entitlements.list, wanted, after)
 
     def subscriptions_of(self, customer: str, after: str | None = None) -> Reading | None:
-        """A page of a customer's subscriptions, ended ones included, each with its latest invoice."""
-        wanted = {"customer": customer, "status": "all", "expand": ["data.latest_invoice"]}
+        """A page of a customer's subscriptions, ended ones included, with latest invoice and customer."""
+        expand = ["data.latest_invoice", "data.customer"]
+        wanted = {"customer": customer, "status": "all", "expand": expand}
         return self._page(self._client.v1.subscriptions.list, wanted, after)
 
     def subscription(self, subscription: str) -> Reading | None:
@@ -284,6 +285,13 @@ class Stripe:
         """A page of the events since then that some webhook endpoint has not taken, newest first."""
         wanted = {"delivery_success": False, "created": {"gte": since}}
         return self._page(self._client.v1.events.list, wanted, after)
+
+    def events_of(
+        self, types: Sequence[str], since: int, until: int | None, after: str | None = None
+    ) -> Reading | None:
+        """A page of the events of these types, 20 at most, created from `since` on and before `until`."""
+        created = {"gte": since} if until is None else {"gte": since, "lt": until}
+        return self._page(self._client.v1.events.list, {"types": list(types), "created": created}, after)
 
     def events_since(self, since: int, after: str | None = None) -> Reading | None:
         """A page of all events since then, newest first."""

@@ -12,8 +12,8 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import structlog
@@ -27,6 +27,7 @@ from billing import (
     chores,
     customers,
     deadline,
+    drift,
     entitlements,
     events,
     inbox,
@@ -39,12 +40,13 @@ from billing import (
 from billing.audit import By
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
+from billing.drift import Kind, Suspicion
 from billing.errors import Busy, CheckoutUnderWay, ServiceUnavailable, StripeFailed
 from billing.events import Event, Json
 from billing.inbox import Asking, Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Question
-from billing.state import Changed
+from billing.state import Changed, Shown
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
 from billing.subscriptions import FINAL, Folded, Held, Snapshot, Subscription, Verdict
 from billing.telemetry import Causes
@@ -419,12 +421,18 @@ class Answer:
     invoices: list[Invoice] = field(default_factory=list)
     entitlements: set[str] | None = None  # None: not asked, for the catalogue has none
     is_deleted: bool = False
+    named: str | None = None  # the tenant that the customer's metadata names
 
 
 def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: Lane = "background") -> bool:
-    """Bring one customer up to date by what Stripe says. False if it has to be asked again."""
+    """Bring one customer up to date by what Stripe says. False if it has to be asked again.
+
+    What nobody waits for is watched: where it changes something that no event has told, that is written down.
+    Who waits comes before the events of what has just happened.
+    """
     try:
-        return hold(db, question, _Reader(db, stripe, budget, question, lane).answer())
+        answer = _Reader(db, stripe, budget, question, lane).answer()
+        return hold(db, question, answer, watched=lane == "background")
     except StripeFailed as e:  # of a deadline that is ours, Stripe knows nothing
         _failed(db, budget, question, e if deadline.left() > 0 else StripeFailed("out_of_time"))
     except Busy:
@@ -437,51 +445,148 @@ def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: 
     return False
 
 
-def hold(db: Database, question: Question, answer: Answer) -> bool:
+def hold(db: Database, question: Question, answer: Answer, *, watched: bool = False) -> bool:
     """Write an answer unless a later question or a newer event has overtaken it; settle what it settles.
 
     Of a customer that was forgotten as somebody was about to ask, nothing is kept.
     """
     with db.begin(SYSTEM) as connection:
-        questions.lock(connection, question.customer)
-        if not questions.is_latest(connection, question):
+        if (holding := _hold(connection, question, answer, watched=watched)) is None:
             return False
-        tenants = customers.owners(connection, [question.customer]).values()
-        if not tenants and not customers.former(connection, question.customer):
-            questions.drop(connection, question.customer)
-            return True
-        rows = subscriptions.rows(connection, ids=answer.subscriptions, customers=[question.customer])
-        rows = {id: row for id, row in rows.items() if row.customer == question.customer}
-        overtaken = {id for id, row in rows.items() if row.heard > question.heard}
-        writes = list(_answered(answer, rows, overtaken))
-        if overtaken:
-            questions.refused(connection, question)
-            asked_by = inbox.asking(connection, question.customer)
-        else:
-            asked_by = _finish(connection, question, answer)
-        invoices.learn(connection, answer.invoices)
-        subscriptions.write(connection, writes)
-        if answer.is_deleted and not overtaken:
-            subscriptions.end(connection, question.customer)
-        if answer.entitlements is not None:
-            entitlements.replace(connection, question.customer, answer.entitlements)
-        confirmed = {} if overtaken else dict.fromkeys(tenants, math.inf)
-        changed = state.refresh(connection, tenants, confirmed=confirmed)
-    causes = {one.event_id: one.trace for one in asked_by}
+    for one in holding.asked_by:
+        if one.reason is not None and not holding.again:
+            log.error("inbox.buried", event_id=one.event_id, reason=one.reason, customer=question.customer)
+    causes = {one.event_id: one.trace for one in holding.asked_by}
     telemetry.follow(causes)
-    tell(changed, dict.fromkeys(tenants, causes))
-    log.info("question.answered", customer=question.customer, put=question.put, again=bool(overtaken))
-    return not overtaken
+    tell(holding.changed, {one.tenant_id: causes for one in holding.changed})
+    log.info("question.answered", customer=question.customer, put=question.put, again=holding.again)
+    return not holding.again
+
+
+@dataclass(frozen=True, slots=True)
+class _Holding:
+    """What became of an answer: the events it was asked by, what it changed, and whether to ask once more."""
+
+    asked_by: Sequence[Asking] = ()
+    changed: Sequence[Changed] = ()
+    again: bool = False
+
+
+def _hold(connection: Connection, question: Question, answer: Answer, *, watched: bool) -> _Holding | None:
+    """None where a later question has been put."""
+    questions.lock(connection, question.customer)
+    if not questions.is_latest(connection, question):
+        return None
+    tenants = customers.owners(connection, [question.customer]).values()
+    if not tenants and not customers.former(connection, question.customer):
+        questions.drop(connection, question.customer)
+        return _Holding()
+    rows = subscriptions.rows(connection, ids=answer.subscriptions, customers=[question.customer])
+    rows = {id: row for id, row in rows.items() if row.customer == question.customer}
+    overtaken = {id for id, row in rows.items() if row.heard > question.heard}
+    writes = list(_answered(answer, rows, overtaken))
+    if watched:
+        _watch(connection, question, answer, tenants, changed=any(write.subscription for write in writes))
+    if overtaken:
+        questions.refused(connection, question)
+        asked_by = inbox.asking(connection, question.customer)
+    else:
+        asked_by = _finish(connection, question, answer)
+    invoices.learn(connection, answer.invoices)
+    subscriptions.write(connection, writes)
+    if answer.is_deleted and not overtaken:
+        subscriptions.end(connection, question.customer)
+    if answer.entitlements is not None:
+        entitlements.replace(connection, question.customer, answer.entitlements)
+    confirmed = {} if overtaken else dict.fromkeys(tenants, math.inf)
+    changed = state.refresh(connection, tenants, confirmed=confirmed)
+    return _Holding(asked_by, changed, bool(overtaken))
 
 
 def _finish(connection: Connection, question: Question, answer: Answer) -> list[Asking]:
+    """Settle what the question was for; one with a reason ends buried."""
     finished = inbox.answered(connection, question.customer, seen=question.seen)
-    for one in finished:
-        if one.reason is not None:
-            log.error("inbox.buried", event_id=one.event_id, reason=one.reason, customer=question.customer)
     again = inbox.is_asking(connection, question.customer)
     questions.answered(connection, question, deleted=answer.is_deleted, again=again)
     return finished
+
+
+# ---- what no event has told
+
+
+def _watch(
+    connection: Connection, question: Question, answer: Answer, tenants: Collection[str], *, changed: bool
+) -> None:
+    """Suspect what this answer, which is not held yet, is the first to tell."""
+    kind: Kind | None = None
+    if answer.is_deleted:
+        kind = "customer_deleted"
+    elif any(_is_named_otherwise(connection, tenant, answer.named) for tenant in tenants):
+        kind = "foreign_customer"
+    elif changed and questions.was_answered(connection, question.customer):  # the first answer has all to tell
+        kind = None if inbox.is_open(connection, question.customer) else "changed"
+    drift.clear(connection, tenants, still=kind)
+    if kind:
+        suspect(connection, {question.customer: None}, kind, seen=question.seen)
+
+
+def _is_named_otherwise(connection: Connection, tenant: str, named: str | None) -> bool:
+    """Whether Stripe's customer says that it is another tenant's, and not because it has not been told yet."""
+    return named is not None and named != tenant and not customers.profile(connection, tenant).is_untold
+
+
+def suspect(connection: Connection, events: Mapping[str, str | None], kind: Kind, *, seen: int) -> None:
+    """Write down that the documents of these customers' tenants may have been wrong, as they are now.
+
+    With each customer goes the event that was missed, if there is one.
+    """
+    owners = customers.owners(connection, events.keys())
+    shown = state.shown(connection, owners.values())
+    unknown = Shown(0, None)
+    drift.suspect(
+        connection,
+        (
+            Suspicion(tenant, customer, kind, one.version, one.state, seen, events[customer])
+            for customer, tenant in owners.items()
+            if (one := shown.get(tenant, unknown))
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a tenant's document would change by Stripe's answer, and what it would be suspected of."""
+
+    tenant_id: str
+    customer: str
+    before: Shown
+    after: Shown
+    kind: Kind | None
+
+
+def imagine(
+    db: Database, stripe: Stripe, budget: Budget, customer: str, lane: Lane = "background"
+) -> Difference:
+    """What asking Stripe about this linked customer would change. All of it is taken back."""
+    with db.begin(SYSTEM, keep=False) as connection:
+        questions.lock(connection, customer)
+        question = questions.imagined(connection, customer, seen=inbox.newest(connection))
+    try:
+        answer = _Reader(db, stripe, budget, question, lane, leased=False).answer()
+    except StripeFailed as e:
+        if e.reason != "unknown_customer":
+            raise
+        answer = None
+    with db.begin(SYSTEM, keep=False) as connection:
+        questions.lock(connection, customer)
+        tenant = customers.owners(connection, [customer]).get(customer, "")
+        before = state.shown(connection, [tenant]).get(tenant, Shown(0, None))
+        if answer is None:
+            return Difference(tenant, customer, before, before, "foreign_customer")
+        put, _ = questions.numbers(connection, customer)
+        _hold(connection, replace(question, put=put), answer, watched=True)
+        after = state.shown(connection, [tenant]).get(tenant, before)
+        return Difference(tenant, customer, before, after, drift.suspected(connection, tenant))
 
 
 def _answered(
@@ -507,6 +612,8 @@ def _failed(db: Database, budget: Budget, question: Question, failure: StripeFai
     delay = DELAYS.get(failure.reason, backoff(question.failures))
     with db.begin(SYSTEM) as connection:
         questions.failed(connection, question, delay=delay, counted=failure.reason not in NOT_STRIPES)
+        if failure.reason == "unknown_customer":
+            suspect(connection, {question.customer: None}, "foreign_customer", seen=question.seen)
         asked_by = inbox.asking(connection, question.customer)
     telemetry.mention(failure=failure.reason)
     telemetry.follow({one.event_id: one.trace for one in asked_by})
@@ -522,7 +629,17 @@ def backoff(failures: int) -> timedelta:
 class _Reader:
     """Reads a customer from Stripe, one counted request at a time, with no transaction open."""
 
-    def __init__(self, db: Database, stripe: Stripe, budget: Budget, question: Question, lane: Lane) -> None:
+    def __init__(
+        self,
+        db: Database,
+        stripe: Stripe,
+        budget: Budget,
+        question: Question,
+        lane: Lane,
+        *,
+        leased: bool = True,
+    ) -> None:
+        self._leased = leased  # else nobody has put the question
         self._db = db
         self._stripe = stripe
         self._budget = budget
@@ -552,6 +669,7 @@ class _Reader:
                 )
                 raise StripeFailed("unknown_customer")
             self._found.is_deleted = customer.things[0].get("deleted") is True
+            self._add_name(customer.things[0])
         return self._found
 
     def _known(self) -> tuple[dict[str, subscriptions.Row], list[Invoice], bool]:
@@ -585,8 +703,14 @@ class _Reader:
             log.warning("stripe.incomplete", customer=self._question.customer, missing=str(e))
             raise StripeFailed("nonsense") from e
         self._found.subscriptions[subscription.id] = (subscription, asked, max(asked, answered))
+        self._add_name(thing.get("customer"))
         latest = thing.get("latest_invoice")
         self._add_invoice(latest if isinstance(latest, dict) else {}, asked)
+
+    def _add_name(self, customer: object) -> None:
+        """Whose the customer is by its metadata, where it is written out."""
+        if isinstance(customer, dict):
+            self._found.named = customers.named(customer) or self._found.named
 
     def _add_one(self, id: str) -> None:
         page = self._one("subscriptions.retrieve", self._stripe.subscription, id)
@@ -632,6 +756,8 @@ class _Reader:
 
     def _spend(self, endpoint: str) -> None:
         self._budget.spend(endpoint, self._lane)
+        if not self._leased:
+            return
         with self._db.begin(SYSTEM) as connection:
             if not questions.renew(connection, self._question):
                 raise StripeFailed("overtaken")

@@ -71,18 +71,20 @@ class Worker:
         self._budget = Budget(billing.db, billing.settings.billing_stripe_reads_per_second, self._stopping)
         self._askers = ThreadPoolExecutor(ASKING + 2, thread_name_prefix="asking")
         self._in_flight: set[Future[Any]] = set()
-        self._listing: Future[Any] | None = None
+        self._looking: Future[Any] | None = None
         self._cataloguing: Future[Any] | None = None
         self._pruned_events: int | None = 0  # where pruning goes on: it is done a little at a time
         self._pruned_customers = ""
+        self._met = ""
         self._chores = self._list_chores()
 
     def _list_chores(self) -> list[Chore]:
         return [
             Chore("sweep", timedelta(seconds=30), self._sweep),
             Chore("prune", timedelta(minutes=10), self._prune),
-            Chore("walk", timedelta(minutes=1), lambda: reconcile.walk(self._db)),
-            Chore("undelivered", timedelta(minutes=5), self._begin_listing),
+            Chore("meet", timedelta(minutes=1), self._meet),
+            Chore("walk", EVERY_SECOND, self._walk),
+            Chore("look", timedelta(minutes=5), self._begin_looking),
             Chore(cataloguing.CHORE, cataloguing.LEASE, self._begin_cataloguing, look=2 * EVERY_SECOND),
             Chore("clock", EVERY_SECOND, self._let_time_pass),
         ]
@@ -125,7 +127,7 @@ class Worker:
     @property
     def is_asking(self) -> bool:
         """Whether Stripe owes us an answer."""
-        begun = [*self._in_flight, self._listing, self._cataloguing]
+        begun = [*self._in_flight, self._looking, self._cataloguing]
         return any(future is not None and not future.done() for future in begun)
 
     def _wait_for_the_schema(self) -> None:
@@ -240,6 +242,18 @@ class Worker:
         with self._db.begin(SYSTEM) as connection:
             inbox.sweep(connection)
 
+    def _meet(self) -> None:
+        """A stretch at a time, until there is somebody new or it takes too long."""
+        until = time.monotonic() + CHORE_SECONDS
+        while time.monotonic() < until:
+            found, self._met = reconcile.meet(self._db, after=self._met)
+            if found or not self._met:
+                break
+
+    def _walk(self) -> None:
+        """In less than a second's questions, whatever the rate: who asks for an event waits behind them."""
+        reconcile.walk(self._db, most=max(1, self._budget.background_per_second * 4 // 5))
+
     def _prune(self) -> None:
         """In small batches, each its own transaction, until one is not old enough or it takes too long."""
         until = time.monotonic() + CHORE_SECONDS
@@ -250,17 +264,18 @@ class Worker:
         with self._db.begin(SYSTEM) as connection:
             workers.prune(connection)
             self._pruned_customers = questions.prune(connection, after=self._pruned_customers)
+        reconcile.prune(self._db)
 
-    def _begin_listing(self) -> None:
+    def _begin_looking(self) -> None:
         """In a thread of its own, for it may take long: not at the questions' cost, and one at a time."""
-        if self._listing is None or self._listing.done():
-            self._listing = self._askers.submit(self._safely, self._fetch_undelivered)
+        if self._looking is None or self._looking.done():
+            self._looking = self._askers.submit(self._safely, self._look)
 
-    @observed("worker.fetch_undelivered")
-    def _fetch_undelivered(self) -> None:
+    @observed("worker.look")
+    def _look(self) -> None:
         try:
             livemode = self._billing.settings.livemode
-            reconcile.undelivered(self._db, self._billing.stripe, self._budget, livemode=livemode)
+            reconcile.look(self._db, self._billing.stripe, self._budget, livemode=livemode)
         except StripeFailed as e:
             log.warning("reconcile.failed", reason=e.reason)
 

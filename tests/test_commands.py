@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import re
 from datetime import timedelta
 
 import pytest
 from click.testing import Result
 from flask.testing import FlaskClient
-from sqlalchemy import text
 
-from billing import inbox, reconcile, telemetry
+from billing import inbox, state, telemetry
 from billing.commands.base import logs_aside
 from billing.db import SYSTEM, Database
 from billing.operations import events
 from sandbox.server import Control
 from tests.conftest import SIGNING_SECRET, MakeApp, create_customer, link, rows
 from tests.deliveries import (
+    a_catalogue,
     a_subscription,
     a_worker,
     an_event,
@@ -331,47 +331,39 @@ def test_a_replay_goes_through_the_whole_inbox_piece_by_piece(
 # ---- reconcile
 
 
-@pytest.fixture
-def answered_at_once(database: Database) -> Iterator[None]:
-    """As if a worker's question and its answer took no time."""
-    with database.begin(SYSTEM) as connection:
-        connection.execute(
-            text("""
-                CREATE FUNCTION answer_at_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                    NEW.wanted_at := NULL;
-                    NEW.answered_at := clock_timestamp();
-                    RETURN NEW;
-                END $$;
-                CREATE TRIGGER answer_at_once BEFORE INSERT OR UPDATE ON stripe_customers
-                    FOR EACH ROW EXECUTE FUNCTION answer_at_once();
-            """)
-        )
-    yield
-    with database.begin(SYSTEM) as connection:
-        connection.execute(text("DROP FUNCTION answer_at_once CASCADE"))
-
-
-def test_reconciling_has_every_linked_customer_asked_about_and_waits_for_nobody(
-    make_app: MakeApp, database: Database
+def test_reconciling_compares_everybody_and_says_what_it_mended(
+    make_app: MakeApp, environ: dict[str, str], database: Database, acme: str, customer: str, sandbox: Control
 ) -> None:
-    for number in range(reconcile.WALKED_AT_ONCE + 20):
-        link(database, f"t_{number}", f"cus_{number}")
+    """As text and as JSON, and first without doing anything. Anything found ends it with 1."""
+    subscribe(sandbox, customer)
+    a_catalogue(database)
+    first = say(make_app, "reconcile")
+    with a_worker(environ) as worker:
+        until_quiet(worker)
+    rows(database, "UPDATE subscriptions SET status = 'unpaid', facts = 'otherwise' RETURNING 1")
+    with database.begin(SYSTEM) as connection:
+        state.refresh(connection, [acme])
+    link(database, "t_lost", "cus_of_another_account")
 
-    result = say(make_app, "reconcile")
+    dry = say(make_app, "reconcile", "--dry-run", "--json")
+    told = say(make_app, "reconcile")
+    again = say(make_app, "reconcile", "--json")
 
-    [wanted] = rows(database, "SELECT count(*) AS n FROM stripe_customers WHERE wanted_at IS NOT NULL")
-    assert result.exit_code == 0
-    assert "120 customers are asked about" in result.output
-    assert wanted["n"] == 120
-
-
-def test_reconciling_ends_though_a_worker_answers_as_fast_as_it_asks(
-    make_app: MakeApp, database: Database, answered_at_once: None
-) -> None:
-    for number in range(3):
-        link(database, f"t_{number}", f"cus_{number}")
-
-    assert "3 customers are asked about" in say(make_app, "reconcile").output
+    assert first.exit_code == 0
+    assert re.search(
+        r"^Compared 1 tenants with Stripe in \d+ s\n0 fixed, 0 need you$", first.output, re.MULTILINE
+    )
+    assert [result.exit_code for result in (dry, told, again)] == [1, 1, 1]
+    imagined = {one["tenant_id"]: one for one in json.loads(dry.output)["findings"]}
+    assert (imagined[acme]["kind"], imagined[acme]["mended_at"]) == ("changed", None)
+    before, after = imagined[acme]["version_before"], imagined[acme]["version_after"]
+    [mended] = [line for line in told.output.splitlines() if acme in line]
+    assert mended.split(maxsplit=1)[1].startswith("differs: state suspended → active (no event told)")
+    assert mended.endswith(f"fixed (v{before} → v{after})")
+    assert "needs you: look at cus_of_another_account in Stripe" in told.output
+    assert "1 not answered by Stripe" in told.output
+    assert told.output.endswith("1 fixed, 1 need you\n")
+    assert [one["tenant_id"] for one in json.loads(again.output)["findings"]] == ["t_lost"]
 
 
 def test_reconciling_fetches_what_was_dropped_on_the_way(
@@ -383,23 +375,19 @@ def test_reconciling_fetches_what_was_dropped_on_the_way(
     id = subscribe(sandbox, customer)["id"]
 
     output = say(make_app, "reconcile").output
-    with a_worker(environ) as worker:
-        until_quiet(worker)
 
-    assert "\n0 events" not in output
+    assert "had not come: 0" not in output
     assert rows(database, "SELECT stripe_subscription_id AS id, status FROM subscriptions") == [
         {"id": id, "status": "active"}
     ]
 
 
-def test_without_stripe_reconciling_has_everybody_asked_about_all_the_same(
-    make_app: MakeApp, database: Database, acme: str
-) -> None:
+def test_without_stripe_reconciling_says_so(make_app: MakeApp, database: Database, acme: str) -> None:
     result = say(make_app, "reconcile", **NO_WAY_TO_STRIPE)
 
     assert result.exit_code == 1
-    assert result.output.startswith("1 customers are asked about")
-    assert "Error: " in result.output
+    assert result.output.startswith("Error: ")
+    assert "Traceback" not in result.output
 
 
 # ---- tenants link

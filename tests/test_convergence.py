@@ -515,7 +515,7 @@ class Hold:
         self.really = sync.hold
         self.answers: list[sync.Answer] = []
 
-    def __call__(self, _db: Database, _question: Question, answer: sync.Answer) -> bool:
+    def __call__(self, _db: Database, _question: Question, answer: sync.Answer, *, watched: bool) -> bool:
         self.answers.append(answer)
         return True
 

@@ -296,7 +296,7 @@ def undisturbed(database: Database) -> None:
     """Whatever is asked is asked because of an event: the chores that ask by themselves are put off."""
     with database.begin(SYSTEM) as connection:
         connection.execute(
-            text("INSERT INTO chores SELECT unnest(ARRAY['walk', 'undelivered']), 'infinity'::timestamptz")
+            text("INSERT INTO chores SELECT unnest(ARRAY['meet', 'walk', 'look']), 'infinity'::timestamptz")
         )
 
 

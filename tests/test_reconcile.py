@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from billing import questions, reconcile
+from billing import drift, events, inbox, missing, questions, reconcile, runs, state, sync
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
+from billing.errors import StripeFailed
+from billing.reconcile import Report
 from billing.stripe_api import Stripe
 from sandbox.server import Control, running
-from tests.conftest import link, rows
+from tests.conftest import TABLES, create_customer, link, rows
 from tests.deliveries import (
+    a_catalogue,
     a_worker,
     at_stripe,
     deliver,
     happened,
+    logged,
     make_due,
     subscribe,
     until_quiet,
@@ -27,6 +35,9 @@ from tests.deliveries import (
 from tests.test_portal_options import wait_until
 
 Fetch = Callable[[], int]
+Caplog = pytest.LogCaptureFixture
+
+LATE_SECONDS = missing.ON_ITS_WAY_SECONDS + 5  # an answer's time is known to a second or two
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,7 @@ def stripe_stand_in() -> Iterator[Control]:
 def fetch(database: Database, sandbox: Control) -> Fetch:
     """Fetch what was not delivered since the test began."""
     stripe, since = Stripe(sandbox.key, base=sandbox.url), sandbox.now()
-    return lambda: reconcile.undelivered(database, stripe, Budget(database, 100), livemode=False, since=since)
+    return lambda: missing.undelivered(database, stripe, Budget(database, 100), livemode=False, since=since)
 
 
 @pytest.fixture
@@ -138,12 +149,12 @@ def test_a_customer_whose_events_were_all_lost_is_right_after_a_walk(
 ) -> None:
     id = subscribe(sandbox, customer)["id"]
 
-    assert reconcile.walk(database) == 1
+    assert reconcile.meet(database) == (1, customer)
     with a_worker(environ) as worker:
         until_quiet(worker)
     before = rows(database, "SELECT stripe_subscription_id AS id, status FROM subscriptions")
     at_stripe(sandbox, "DELETE", f"subscriptions/{id}")
-    reconcile.walk(database, older=timedelta())
+    assert reconcile.walk(database, older=timedelta()) == 1
     with a_worker(environ) as worker:
         until_quiet(worker)
 
@@ -151,25 +162,41 @@ def test_a_customer_whose_events_were_all_lost_is_right_after_a_walk(
     assert (before, after) == ([{"id": id, "status": "active"}], [{"id": id, "status": "canceled"}])
 
 
-def test_a_walk_goes_to_those_nobody_asked_about_for_longest(database: Database) -> None:
+@pytest.fixture
+def aged(database: Database) -> list[str]:
+    """Linked customers, by how long ago Stripe was last asked about them."""
     ages = {"cus_never": None, "cus_old": "30 hours", "cus_older": "40 hours", "cus_fresh": "1 hour"}
     for customer, age in ages.items():
         link(database, f"t_of_{customer}", customer)
-        if age:
-            with database.begin(SYSTEM) as connection:
-                questions.lock(connection, customer)
-            rows(
-                database,
-                "UPDATE stripe_customers SET answered_at = now() - CAST(:age AS interval)"
-                " WHERE stripe_customer_id = :customer RETURNING 1",
-                age=age,
-                customer=customer,
-            )
+        with database.begin(SYSTEM) as connection:
+            questions.lock(connection, customer)
+        rows(
+            database,
+            "UPDATE stripe_customers SET answered_at = now() - CAST(:age AS interval)"
+            " WHERE stripe_customer_id = :customer RETURNING 1",
+            age=age,
+            customer=customer,
+        )
+    return list(ages)
 
-    found = reconcile.walk(database, most=2)
 
-    assert found == 2
-    assert [customer for customer in ages if is_wanted(database, customer)] == ["cus_never", "cus_older"]
+def test_a_walk_goes_to_those_nobody_asked_about_for_longest(database: Database, aged: list[str]) -> None:
+    (met, _), found = reconcile.meet(database), reconcile.walk(database, most=2)
+
+    assert (met, found) == (1, 1)  # one place in line is taken already
+    assert [customer for customer in aged if is_wanted(database, customer)] == ["cus_never", "cus_older"]
+
+
+def test_a_walk_adds_nobody_while_questions_wait_and_goes_on_when_they_are_put(
+    database: Database, aged: list[str]
+) -> None:
+    with database.begin(SYSTEM) as connection:
+        questions.want(connection, [f"cus_of_an_event_{n}" for n in range(5)])
+
+    assert reconcile.walk(database, most=5) == 0
+    with database.begin(SYSTEM) as connection:
+        questions.put(connection, seen=0, most=5)
+    assert reconcile.walk(database, most=5) == 2
 
 
 def test_a_walk_leaves_those_alone_whom_nobody_has_linked(database: Database, customer: str) -> None:
@@ -178,7 +205,7 @@ def test_a_walk_leaves_those_alone_whom_nobody_has_linked(database: Database, cu
     link(database, "t_without", None)
     link(database, "t_empty", "")
 
-    assert reconcile.walk(database) == 0
+    assert (reconcile.meet(database), reconcile.walk(database, older=timedelta())) == ((0, ""), 0)
 
 
 def test_a_listing_that_takes_long_is_not_begun_again_and_keeps_nobody_from_asking(
@@ -188,7 +215,7 @@ def test_a_listing_that_takes_long_is_not_begun_again_and_keeps_nobody_from_aski
         sandbox.fault("hang", path="/v1/events", seconds=2, times=None)
         for _ in range(10):
             with database.begin(SYSTEM) as connection:
-                connection.execute(text("UPDATE chores SET due_at = now() WHERE name = 'undelivered'"))
+                connection.execute(text("UPDATE chores SET due_at = now() WHERE name = 'look'"))
             for chore in worker._chores:
                 chore.next_look = 0.0
             worker.work()
@@ -200,3 +227,327 @@ def test_a_listing_that_takes_long_is_not_begun_again_and_keeps_nobody_from_aski
         listings = [call for call in sandbox.requests() if call["path"] == "/v1/events"]
         sandbox.clear()
     assert len(listings) == 1
+
+
+# ---- events nobody was told of
+
+
+class Account:
+    """A tenant's customer at Stripe, of whose changes nobody is told; and all that can be done about it."""
+
+    def __init__(self, database: Database, sandbox: Control, tenant: str = "t_acme") -> None:
+        self.db = database
+        self.sandbox = sandbox
+        self.tenant = tenant
+        self.customer = create_customer(sandbox)
+        self.stripe = Stripe(sandbox.key, base=sandbox.url)
+        self.budget = Budget(database, 1000)
+        self.all = (database, self.stripe, self.budget)
+        link(database, tenant, self.customer)
+
+    def look(self) -> int:
+        return missing.missed(*self.all, livemode=False)
+
+    def run(self, most: int | None = None) -> Report:
+        return reconcile.run(*self.all, livemode=False, most=most, tell=lambda total: None)
+
+    def imagine(self) -> Report:
+        return reconcile.imagine(*self.all, livemode=False, most=None, tell=lambda total: None)
+
+    def compare(self) -> None:
+        """As a walk does, with no look at the events."""
+        with self.db.begin(SYSTEM) as connection:
+            question = questions.put_at_once(connection, self.customer, seen=inbox.newest(connection))
+        assert question
+        assert sync.ask(*self.all, question)
+
+    def ask(self) -> None:
+        assert sync.now(*self.all, self.customer)
+
+    def subscribe(self, **params: str) -> str:
+        """A subscription we know of, as Stripe's list of events is read up to it."""
+        id = str(subscribe(self.sandbox, self.customer, **params)["id"])
+        self.ask()
+        self.past()
+        self.look()
+        return id
+
+    def past(self) -> None:
+        """What has happened is no longer on its way, and not even within what is listed again."""
+        self.sandbox.advance(missing.OVERLAP_SECONDS + LATE_SECONDS)
+        with self.db.begin(SYSTEM) as connection:
+            runs.listed(connection, self.sandbox.now())
+
+    def cancel(self, subscription: str) -> None:
+        at_stripe(self.sandbox, "DELETE", f"subscriptions/{subscription}")
+
+    @property
+    def version(self) -> int:
+        with self.db.begin(SYSTEM) as connection:
+            return state.version_of(connection, self.tenant)
+
+
+@pytest.fixture
+def account(database: Database, sandbox: Control) -> Account:
+    a_catalogue(database)
+    return Account(database, sandbox)
+
+
+def kinds(report: Report) -> dict[str, str]:
+    return {one.tenant_id: one.kind for one in report.findings}
+
+
+class Killed(BaseException):
+    """As if the process had ended."""
+
+
+class Mortal(Database):
+    """Dies before its transactions with this number, and not again."""
+
+    dies_at = 0
+
+    def begin(self, *args: Any, **options: Any) -> Any:
+        self._live()
+        return super().begin(*args, **options)
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        self._live()
+        return super().run(*args, **options)
+
+    def _live(self) -> None:
+        self.dies_at -= 1
+        if self.dies_at == 0:
+            raise Killed
+
+
+def test_a_look_that_is_killed_anywhere_loses_no_event_and_no_suspicion(
+    account: Account, database_url: str
+) -> None:
+    account.past()
+    subscribe(account.sandbox, account.customer)
+    account.sandbox.advance(LATE_SECONDS)
+    mortal, deaths = Mortal(database_url, pool_size=2), 0
+    [before] = rows(account.db, "SELECT until FROM events_listed")
+
+    for mortal.dies_at in itertools.count(1):
+        try:
+            missing.missed(mortal, account.stripe, account.budget, livemode=False)
+        except Killed:
+            deaths += 1
+            assert rows(account.db, "SELECT until FROM events_listed") == [before]
+            rows(account.db, "DELETE FROM inbox WHERE id > (SELECT min(id) FROM inbox) RETURNING 1")
+        else:
+            break
+    mortal.close()
+
+    happen = [event["type"] for event in happened(account.sandbox, account.customer)]
+    assert deaths > len(happen)
+    assert kept_of(account.db, account.customer) == sorted(set(happen) & events.USED)
+    assert rows(account.db, "SELECT until > :u AS moved FROM events_listed", u=before["until"])[0]["moved"]
+    assert rows(account.db, "SELECT kind, version_before FROM drift") == [
+        {"kind": "missed_event", "version_before": 0}
+    ]
+
+
+def test_a_list_that_was_left_for_long_is_read_by_the_day_and_no_further_back_than_stripe_has_it(
+    account: Account,
+) -> None:
+    forty_days = 40 * 24 * 3600
+    with account.db.begin(SYSTEM) as connection:
+        runs.listed(connection, int(time.time()) - forty_days)
+
+    account.look()
+
+    asked = [request["params"] for request in account.sandbox.requests() if request["path"] == "/v1/events"]
+    since = [int(params["created"]["gte"]) for params in asked]
+    assert min(since) >= time.time() - missing.LISTED_SECONDS - 60
+    assert len(set(since)) == 31  # the last is of this day
+
+
+# ---- drift
+
+
+def test_a_change_whose_event_was_missed_is_mended_and_told_once(account: Account) -> None:
+    subscription = account.subscribe()
+    before = account.version
+    account.cancel(subscription)
+    account.sandbox.advance(LATE_SECONDS)
+
+    imagined, found, again = account.imagine(), account.run(), account.run()
+
+    [one] = found.findings
+    deleted = happened(account.sandbox, account.customer)[-1]
+    assert (one.kind, one.event_id, one.needs_somebody) == ("missed_event", deleted["id"], False)
+    assert (one.version_before, one.state_before) == (before, "active")
+    assert (one.version_after, one.state_after) == (account.version, "none")
+    assert kinds(imagined) == {account.tenant: "missed_event"}
+    assert (imagined.fetched, found.fetched, again.fetched) == (1, 1, 0)
+    assert (again.findings, again.compared) == ([], 1)
+
+
+def test_a_worker_finds_the_same(account: Account, environ: dict[str, str], caplog: Caplog) -> None:
+    subscription = account.subscribe()
+    account.cancel(subscription)
+    account.sandbox.advance(LATE_SECONDS)
+    told = logged(caplog)
+
+    with a_worker(environ) as worker:
+        until_quiet(worker)  # looks, and applies what has come of it
+        make_due(account.db)
+        until_quiet(worker)
+        reconcile.look(*account.all, livemode=False)
+    rows(account.db, "UPDATE reconcile_runs SET began_at = began_at - interval '1 hour' RETURNING 1")
+    reconcile.look(*account.all, livemode=False)
+
+    with account.db.begin(SYSTEM) as connection:
+        standing = reconcile.standing(connection)
+    [line] = [line for line in told() if line["event"] == "drift.found"]
+    assert (line["kind"], line["tenant"]) == ("missed_event", account.tenant)
+    assert standing.last
+    assert (standing.last.door, standing.last.fetched) == ("worker", 1)
+    assert standing.drift == {**drift.none(), "missed_event": 1}
+    assert (standing.needing, standing.next_at is not None) == ([], True)
+
+
+def test_a_change_no_event_tells_of_is_mended_and_told(account: Account) -> None:
+    account.subscribe()
+    rows(account.db, "UPDATE subscriptions SET status = 'unpaid', facts = 'otherwise' RETURNING 1")
+    with account.db.begin(SYSTEM) as connection:
+        state.refresh(connection, [account.tenant])
+
+    imagined, found = account.imagine(), account.run()
+
+    [one] = found.findings
+    assert (one.kind, one.state_before, one.state_after) == ("changed", "suspended", "active")
+    assert one.mended_at
+    assert kinds(imagined) == {account.tenant: "changed"}
+
+
+def test_a_change_whose_event_is_on_its_way_is_no_drift(account: Account, client: FlaskClient) -> None:
+    """Whether Stripe has only made it, or it is here and waits for a worker."""
+    made, delivered = account.subscribe(), Account(account.db, account.sandbox, "t_globex")
+    there = delivered.subscribe()
+    account.cancel(made)
+    delivered.cancel(there)
+    deliver(client, happened(account.sandbox, delivered.customer)[-1])
+
+    imagined, found = account.imagine(), account.run()
+
+    assert (imagined.findings, found.findings) == ([], [])
+    statuses = rows(account.db, "SELECT status FROM subscriptions")
+    assert statuses == [{"status": "canceled"}] * 2
+    assert rows(account.db, "SELECT FROM drift") == []
+
+
+@pytest.mark.parametrize(("late", "kinds"), [(1, []), (LATE_SECONDS, ["missed_event"])], ids=["young", "late"])
+def test_a_change_is_judged_by_the_event_that_comes_after_it(
+    account: Account, late: int, kinds: list[str]
+) -> None:
+    """If it is late, the document is as wrong as it was before the answer that mended it."""
+    subscription = account.subscribe()
+    before = account.version
+    account.cancel(subscription)
+    account.compare()
+    [suspicion] = rows(account.db, "SELECT kind, version_before FROM drift")
+    account.sandbox.advance(late)
+
+    assert account.look() == 1
+    reconcile.judge(account.db, before=datetime.max.replace(tzinfo=UTC))
+
+    assert suspicion == {"kind": "changed", "version_before": before}
+    found = rows(account.db, "SELECT kind, version_before, version_after FROM drift")
+    assert found == [
+        {"kind": kind, "version_before": before, "version_after": account.version} for kind in kinds
+    ]
+
+
+def test_what_is_new_here_or_was_abandoned_is_no_drift(account: Account) -> None:
+    subscribe(account.sandbox, account.customer)
+    buyer = Account(account.db, account.sandbox, "t_buyer")
+    abandoned = buyer.subscribe(payment_behavior="default_incomplete")
+    account.sandbox.advance(days=1)
+
+    imagined, found = account.imagine(), account.run()
+
+    assert (imagined.findings, found.findings) == ([], [])
+    held = rows(account.db, "SELECT status FROM subscriptions WHERE stripe_subscription_id = :a", a=abandoned)
+    assert held == [{"status": "incomplete_expired"}]
+
+
+def test_a_deleted_or_foreign_customer_is_for_a_person_until_the_tenant_has_another(account: Account) -> None:
+    account.subscribe()
+    at_stripe(account.sandbox, "DELETE", f"customers/{account.customer}")
+    of_another = Account(account.db, account.sandbox, "t_globex")
+    of_another.subscribe()
+    whose = {"metadata[tenant_id]": "t_somebody"}
+    at_stripe(account.sandbox, "POST", f"customers/{of_another.customer}", **whose)
+    link(account.db, "t_lost", "cus_of_another_account")
+    expected = {
+        account.tenant: "customer_deleted",
+        "t_globex": "foreign_customer",
+        "t_lost": "foreign_customer",
+    }
+
+    imagined, found, again = account.imagine(), account.run(), account.run()
+    whose = {"metadata[tenant_id]": "t_globex"}
+    at_stripe(account.sandbox, "POST", f"customers/{of_another.customer}", **whose)
+    rows(account.db, "UPDATE tenant_config SET stripe_customer_id = '' WHERE tenant_id = 't_acme' RETURNING 1")
+    mended = account.run()
+
+    assert kinds(imagined) == kinds(found) == kinds(again) == expected
+    assert (found.needing, found.unanswered) == (3, 1)
+    assert kinds(mended) == {"t_lost": "foreign_customer"}
+
+
+def test_imagining_writes_nothing(account: Account) -> None:
+    subscription = account.subscribe()
+    account.cancel(subscription)
+    at_stripe(account.sandbox, "DELETE", f"customers/{account.customer}")
+    account.sandbox.advance(LATE_SECONDS)
+    before = everything(account.db)
+
+    report = account.imagine()
+
+    assert kinds(report) == {account.tenant: "customer_deleted"}
+    assert report.fetched >= 2
+    assert everything(account.db) == before
+
+
+def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables, but for how often Stripe was read."""
+    with database.begin(SYSTEM) as connection:
+        tables = set(connection.scalars(text(TABLES))) - {"stripe_reads"}
+    return {table: rows(database, f"SELECT * FROM {table} ORDER BY {table}::text") for table in sorted(tables)}
+
+
+# ---- runs
+
+
+def test_a_run_goes_on_where_the_one_before_was_cut_off(account: Account) -> None:
+    for n in range(3):
+        Account(account.db, account.sandbox, f"t_{n}")
+    account.past()
+
+    first = account.run(most=3)
+    account.sandbox.fault("500", path="/v1/subscriptions", times=None)
+    with pytest.raises(StripeFailed):
+        account.run()
+    account.sandbox.clear()
+    second, third = account.run(), account.run()
+
+    asked = rows(account.db, "SELECT put, answered > 0 AS is_answered FROM stripe_customers")
+    assert [(report.compared, report.left) for report in (first, second, third)] == [(3, 1), (1, 0), (4, 0)]
+    assert all(row["is_answered"] for row in asked)
+    done = rows(account.db, "SELECT compared, ended_at IS NOT NULL AS ended FROM reconcile_runs ORDER BY id")
+    assert done == [{"compared": 4, "ended": True}, {"compared": 4, "ended": True}]
+
+
+def test_two_runs_at_once_do_no_harm(account: Account) -> None:
+    for n in range(4):
+        Account(account.db, account.sandbox, f"t_{n}")
+
+    with ThreadPoolExecutor(2) as operators:
+        reports = [done.result() for done in [operators.submit(account.run) for _ in range(2)]]
+
+    assert [(report.findings, report.unanswered) for report in reports] == [([], 0)] * 2
+    assert rows(account.db, "SELECT FROM stripe_customers WHERE answered = 0") == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from billing.wiring import Billing
 ACTOR = "command"
 REASON = click.option("--reason", required=True, help="Why; it stays in the trail.")
 REASONED = click.option("--reason", default="by command", help="Why, for the trail.")
+FOUND = 1  # the exit code of a command that has found a problem
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs to read.")
 
 
@@ -74,3 +75,25 @@ def minute(at: datetime | None) -> str | None:
 def second(at: datetime | None) -> str | None:
     """To be read by programs."""
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if at else None
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int], None]]:
+    """A bar for eyes at a terminal."""
+    bar: Any = None
+
+    def tell(total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = click.progressbar(length=total, label=label, file=sys.stderr)
+            bar.__enter__()
+        bar.update(1)
+
+    if not sys.stderr.isatty():
+        yield lambda total: None
+        return
+    try:
+        yield tell
+    finally:
+        if bar:
+            bar.__exit__(None, None, None)

@@ -2,32 +2,100 @@
 
 from __future__ import annotations
 
-import time
-from datetime import timedelta
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import click
 from flask.cli import with_appcontext
 
 from billing import reconcile
-from billing.commands.base import group, service
+from billing.commands.base import AS_JSON, FOUND, group, progress, second, service
+from billing.drift import Finding
+from billing.reconcile import Report
 from billing.telemetry import observed
+
+SAYS = {
+    "customer_deleted": "customer deleted in Stripe",
+    "foreign_customer": "customer is another tenant's, or unknown to Stripe",
+}
+ASKS = {
+    "customer_deleted": "flask billing tenants unlink {tenant}",
+    "foreign_customer": "look at {customer} in Stripe",
+}
 
 
 @group.command("reconcile")
+@click.option("--dry-run", is_flag=True, help="Compare and tell, and write nothing.")
+@click.option(
+    "--most", type=click.IntRange(min=1), help="Compare so many customers; the next run goes on there."
+)
+@AS_JSON
 @with_appcontext
 @observed("command.reconcile")
-def reconcile_now() -> None:
-    """Have Stripe asked about every tenant, and fetch what it could not deliver.
+def reconcile_now(dry_run: bool, most: int | None, as_json: bool) -> None:
+    """Fetch events that did not come, compare every tenant with Stripe, and mend what differs.
 
-    A worker does the asking; this waits for nobody.
+    Ends with 0 where nothing differed, and with 1 where something did or Stripe did not answer.
     """
-    billing, began = service(), time.monotonic()
-    asked = 0
-    # those answered since this began are not asked about again, or a worker that keeps up would keep it going
-    while found := reconcile.walk(billing.db, older=timedelta(seconds=time.monotonic() - began)):
-        asked += found
-    click.echo(f"{asked} customers are asked about as soon as a worker gets to them.")
-    fetched = reconcile.undelivered(
-        billing.db, billing.stripe, billing.budget, livemode=billing.settings.livemode
+    billing = service()
+    find = reconcile.imagine if dry_run else reconcile.run
+    with progress("Comparing") as tell:
+        report = find(
+            *(billing.db, billing.stripe, billing.budget),
+            livemode=billing.settings.livemode,
+            most=most,
+            tell=tell,
+        )
+    click.echo(json.dumps(_as_json(report, dry_run)) if as_json else "\n".join(_as_text(report, dry_run)))
+    if report.findings or report.unanswered:
+        sys.exit(FOUND)
+
+
+def _as_text(report: Report, dry_run: bool) -> Iterator[str]:
+    yield f"Events that had not come: {report.fetched} {'to be fetched' if dry_run else 'fetched'}"
+    yield f"Compared {report.compared} tenants with Stripe in {report.seconds:.0f} s"
+    for one in report.findings:
+        yield f"  {one.tenant_id:<12} {_difference(one):<46} {_what_is_done(one, dry_run)}"
+    if report.unanswered:
+        yield f"{report.unanswered} not answered by Stripe; they are asked about again."
+    if report.left > 0:
+        yield f"{report.left} are left; run this again to go on with them."
+    mended = len(report.findings) - report.needing
+    yield f"{mended} {'to be fixed' if dry_run else 'fixed'}, {report.needing} need you"
+
+
+def _difference(one: Finding) -> str:
+    if one.needs_somebody:
+        return SAYS[one.kind]
+    states = (
+        f"state {one.state_before} → {one.state_after}"
+        if one.state_before != one.state_after
+        else one.state_after
     )
-    click.echo(f"{fetched} events that Stripe could not deliver were fetched.")
+    why = f"missed {one.event_id}" if one.event_id else "no event told"
+    return f"differs: {states} ({why})"
+
+
+def _what_is_done(one: Finding, dry_run: bool) -> str:
+    if one.needs_somebody:
+        return f"needs you: {ASKS[one.kind].format(tenant=one.tenant_id, customer=one.customer)}"
+    return f"{'would be fixed' if dry_run else 'fixed'} (v{one.version_before} → v{one.version_after})"
+
+
+def _as_json(report: Report, dry_run: bool) -> dict[str, Any]:
+    findings = [
+        {**asdict(one), "found_at": second(one.found_at), "mended_at": second(one.mended_at)}
+        for one in report.findings
+    ]
+    return {
+        "dry_run": dry_run,
+        "fetched": report.fetched,
+        "compared": report.compared,
+        "unanswered": report.unanswered,
+        "left": max(0, report.left),
+        "seconds": round(report.seconds, 1),
+        "findings": findings,
+    }
