@@ -18,7 +18,7 @@ import structlog
 
 from billing import audit, checkouts, customers, deadline, questions, state, sync
 from billing.audit import Attempt, By
-from billing.budget import Budget
+from billing.budget import Budget, Lane
 from billing.checkouts import Intent
 from billing.customers import Profile
 from billing.db import SYSTEM, Database
@@ -106,7 +106,7 @@ def _enrolled(
         return linked
     log.info("customer.linked", tenant=tenant_id, customer=customer, by="checkout")
     if not is_told:
-        _try_to_tell(db, stripe, tenant_id)
+        try_to_tell(db, stripe, tenant_id)
     return customer
 
 
@@ -131,17 +131,30 @@ def link(
     with db.begin(SYSTEM) as connection:
         if customers.owners(connection, [customer]).get(customer, tenant_id) != tenant_id:
             raise AlreadyLinked
-    budget.spend("customers.retrieve", "waiting")
+    check(stripe, budget, tenant_id, customer, whosever=whosever)
+    woken = sync.link(db, tenant_id, customer, by=by, replace=replace)
+    if woken is None:
+        raise OtherCustomer
+    return woken
+
+
+def check(
+    stripe: Stripe,
+    budget: Budget,
+    tenant_id: str,
+    customer: str,
+    *,
+    whosever: bool = False,
+    lane: Lane = "waiting",
+) -> None:
+    """Refuse a customer that is gone, or that names another tenant unless it may be `whosever`."""
+    budget.spend("customers.retrieve", lane)
     found = stripe.customer(customer)
     if found is None or found.things[0].get("deleted"):
         raise CustomerNotFound
     named = customers.named(found.things[0])
     if named and named != tenant_id and not whosever:
         raise CustomerOfAnother
-    woken = sync.link(db, tenant_id, customer, by=by, replace=replace)
-    if woken is None:
-        raise OtherCustomer
-    return woken
 
 
 def tell(db: Database, stripe: Stripe, tenant_id: str) -> None:
@@ -180,7 +193,7 @@ def _say(stripe: Stripe, tenant_id: str, kept: Profile) -> bool:
     return True
 
 
-def _try_to_tell(db: Database, stripe: Stripe, tenant_id: str) -> None:
+def try_to_tell(db: Database, stripe: Stripe, tenant_id: str) -> None:
     """The customer does without, if need be: nobody's purchase waits for a name."""
     try:
         tell(db, stripe, tenant_id)

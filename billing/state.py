@@ -347,6 +347,7 @@ _ENTER = text(f"""
     FROM moved m WHERE s.tenant_id = m.tenant_id
 """)  # noqa: S608  # ours
 _KEEP = text("SELECT edition < :never FROM tenant_states WHERE tenant_id = :tenant FOR NO KEY UPDATE")
+_IS_FORGOTTEN = text("SELECT edition = :never FROM tenant_states WHERE tenant_id = :tenant")
 _FORGET = text(f"""
     WITH moved AS MATERIALIZED (
         SELECT tenant_id, 0 AS place FROM tenant_states
@@ -367,6 +368,11 @@ def enter(connection: Connection, most: int = CHUNK) -> int:
     """
     connection.execute(_ALONG_THE_INDEX)
     return connection.execute(_ENTER, {"most": most}).rowcount
+
+
+def is_forgotten(connection: Connection, tenant_id: str) -> bool:
+    """Whether nothing but the tenant's end is kept of it."""
+    return bool(connection.scalar(_IS_FORGOTTEN, {"tenant": tenant_id, "never": NEVER}))
 
 
 def lock(connection: Connection, tenant_id: str) -> bool:

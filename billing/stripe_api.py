@@ -293,6 +293,10 @@ class Stripe:
         created = {"gte": since} if until is None else {"gte": since, "lt": until}
         return self._page(self._client.v1.events.list, {"types": list(types), "created": created}, after)
 
+    def customers(self, after: str | None = None) -> Reading | None:
+        """A page of all customers that are not deleted, newest first."""
+        return self._page(self._client.v1.customers.list, {}, after)
+
     def events_since(self, since: int, after: str | None = None) -> Reading | None:
         """A page of all events since then, newest first."""
         return self._page(self._client.v1.events.list, {"created": {"gte": since}}, after)

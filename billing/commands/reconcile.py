@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from flask.cli import with_appcontext
 
 from billing import reconcile
+from billing.commands import importing
 from billing.commands.base import AS_JSON, FOUND, group, progress, second, service
 from billing.drift import Finding
 from billing.reconcile import Report
@@ -28,6 +29,10 @@ ASKS = {
 
 
 @group.command("reconcile")
+@click.option(
+    "--import", "source", help="`metadata`, or a CSV of tenant_id and customer_id: link whom it names."
+)
+@click.option("--report", type=click.File("w"), help="With --import: a CSV of what was not linked, and why.")
 @click.option("--dry-run", is_flag=True, help="Compare and tell, and write nothing.")
 @click.option(
     "--most", type=click.IntRange(min=1), help="Compare so many customers; the next run goes on there."
@@ -35,11 +40,23 @@ ASKS = {
 @AS_JSON
 @with_appcontext
 @observed("command.reconcile")
-def reconcile_now(dry_run: bool, most: int | None, as_json: bool) -> None:
+def reconcile_now(
+    source: str | None, report: TextIO | None, dry_run: bool, most: int | None, as_json: bool
+) -> None:
     """Fetch events that did not come, compare every tenant with Stripe, and mend what differs.
 
-    Ends with 0 where nothing differed, and with 1 where something did or Stripe did not answer.
+    Ends with 0 where nothing differed, and with 1 where something did or Stripe did not answer. With --import
+    customers are linked instead, and 1 says that some could not be; workers ask Stripe about the others.
     """
+    if source:
+        importing.take_over(source, report, dry_run, as_json)
+    elif report:
+        raise click.UsageError("--report is for --import.")
+    else:
+        _reconcile(dry_run, most, as_json)
+
+
+def _reconcile(dry_run: bool, most: int | None, as_json: bool) -> None:
     billing = service()
     find = reconcile.imagine if dry_run else reconcile.run
     with progress("Comparing") as tell:
