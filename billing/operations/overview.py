@@ -6,13 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from billing import feed, inbox, triage, vitals
+from billing import feed, inbox, reconcile, triage, vitals
 from billing.db import SYSTEM
 from billing.doctor import FAR_BEHIND, LATE
+from billing.drift import Kind
 from billing.findings import many, span
 from billing.inbox import Lately
+from billing.reconcile import Standing
 from billing.vitals import Vitals
 from billing.wiring import Billing
+
+NAMED = 3  # of the tenants whose customers cannot be right
+NEEDS: dict[Kind, str] = {
+    "customer_deleted": "its customer was deleted at Stripe",
+    "foreign_customer": "its customer is another's, or unknown to Stripe",
+}
 
 Place = Literal["inbox", "tenants", "plans", "consumers", "doctor"]
 
@@ -34,6 +42,7 @@ class Overview:
     attention: list[Attention]
     vitals: Vitals
     lately: Lately
+    reconciled: Standing
     head: str
 
 
@@ -43,11 +52,12 @@ def overview(billing: Billing) -> Overview:
         taken = vitals.taken(connection)
         lately = inbox.lately(connection)
         failures = triage.failures(connection)
+        reconciled = reconcile.standing(connection)
         head = str(feed.overview(connection).head)
     buried = [one for one in failures if one.state == "buried"]
     why = ", ".join(f"{one.events} \N{MULTIPLICATION SIGN} {one.reason}" for one in buried)
-    found = [*_problems(billing, taken, why), *_warnings(taken)]
-    return Overview(found, taken, lately, head)
+    found = [*_problems(billing, taken, why), *_warnings(taken, reconciled)]
+    return Overview(found, taken, lately, reconciled, head)
 
 
 def _problems(billing: Billing, taken: Vitals, why: str) -> Iterator[Attention]:
@@ -63,7 +73,13 @@ def _problems(billing: Billing, taken: Vitals, why: str) -> Iterator[Attention]:
         yield Attention("problem", f"Stripe has posted nothing {silence}", "doctor")
 
 
-def _warnings(taken: Vitals) -> Iterator[Attention]:
+def _warnings(taken: Vitals, reconciled: Standing) -> Iterator[Attention]:
+    for needing in reconciled.needing[:NAMED]:
+        sentence = f"{needing.tenant_id}: {NEEDS[needing.kind]} ({needing.customer})"
+        yield Attention("warning", sentence, "tenants")
+    if len(reconciled.needing) > NAMED:
+        rest = len(reconciled.needing) - NAMED
+        yield Attention("warning", f"{rest} more tenants have a customer that cannot be right", "tenants")
     if taken.waiting:
         sentence = f"{many(taken.waiting)} events wait for somebody to own their customer"
         yield Attention("warning", sentence, "inbox", "waiting")

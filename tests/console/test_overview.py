@@ -16,6 +16,10 @@ EVENT = """
            clock_timestamp() - interval '1 hour'
     FROM generate_series(1, :count) AS n
 """
+GONE = """
+    INSERT INTO drift (tenant_id, stripe_customer_id, kind, seen, version_before, found_at)
+    VALUES ('t_new', 'cus_new', 'customer_deleted', 0, 1, clock_timestamp())
+"""
 BEAT = "INSERT INTO workers (name, release) VALUES ('dyno:7', 'v42')"
 
 
@@ -47,6 +51,7 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
     do(database, EVENT, state="waiting", count=3)
     link(database, "t_new", "cus_new")
     do(database, "INSERT INTO stripe_customers (stripe_customer_id) VALUES ('cus_new')")
+    do(database, GONE)
     browser = Browser(make_app(BILLING_CONSOLE_USERS=USERS, BILLING_EXPECT_WEBHOOK_EVERY="30m").test_client())
     browser.signs_in("raj")
 
@@ -59,6 +64,7 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
             "problem 14 events are buried: 14 \N{MULTIPLICATION SIGN} incomplete",
             "problem The oldest event that is not done came 60 min ago",
             "problem Stripe has posted nothing for 60 min",
+            "warning t_new: its customer was deleted at Stripe (cus_new)",
             "warning 3 events wait for somebody to own their customer",
             "warning Stripe was never asked about 1 linked tenants",
         )
