@@ -228,10 +228,6 @@ _NOTE_EACH = text("""
            CAST(:ip AS inet)
     FROM unnest(CAST(:objects AS text[]), CAST(:tenants AS text[])) AS done (object, tenant)
 """)
-_ABOUT = text("""
-    SELECT at, actor, action, outcome, tenant_id, reason FROM audit_log
-    WHERE stripe_object = :object AND NOT started ORDER BY id DESC LIMIT :most
-""")
 
 
 def note_each(connection: Connection, by: By, action: str, done: Sequence[tuple[str, str | None]]) -> None:
@@ -239,23 +235,6 @@ def note_each(connection: Connection, by: By, action: str, done: Sequence[tuple[
     if done:
         objects, tenants = [one[0] for one in done], [one[1] for one in done]
         connection.execute(_NOTE_EACH, {**asdict(by), "action": action, "objects": objects, "tenants": tenants})
-
-
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """What somebody did, and why."""
-
-    at: datetime
-    actor: str
-    action: str
-    outcome: str
-    tenant_id: str | None
-    reason: str | None
-
-
-def about(connection: Connection, stripe_object: str, *, most: int) -> list[Deed]:
-    """What operators did to one of Stripe's objects, the latest first."""
-    return [Deed(*row) for row in connection.execute(_ABOUT, {"object": stripe_object, "most": most})]
 
 
 def _values(attempt: Attempt, flow: str | None) -> dict[str, Any]:
@@ -388,6 +367,18 @@ def find(
     if len(found) > most:
         return rows, Place(rows[-1].at, rows[-1].id)
     return rows, Place(found[-1].at, found[-1].id) if found and found[-1].is_last else None
+
+
+_ABOUT = text("""
+    SELECT id, at, settled_at, tenant_id, actor, action, flow, outcome, stripe_object, reason, request_id,
+           host(ip), user_agent
+    FROM audit_log WHERE stripe_object = :object AND NOT started ORDER BY id DESC LIMIT :most
+""")
+
+
+def about(connection: Connection, stripe_object: str, *, most: int) -> list[Row]:
+    """What operators did to one of Stripe's objects, the latest first."""
+    return [Row(*row) for row in connection.execute(_ABOUT, {"object": stripe_object, "most": most})]
 
 
 def actions(connection: Connection) -> Sequence[str]:

@@ -31,7 +31,7 @@ SAID = {"state": "state", "type": "type", "because": "reason", "kind": "kind", "
 TYPES = sorted(events.USED)
 
 
-@page.get("/")
+@page.get("")
 @observed("console.inbox")
 @viewed
 def show() -> Any:

@@ -31,7 +31,7 @@ from billing import (
     sync,
     triage,
 )
-from billing.audit import By, Deed
+from billing.audit import By
 from billing.db import SYSTEM
 from billing.operations.base import SHOWN, Page
 from billing.operations.masking import masked
@@ -208,7 +208,7 @@ class Story:
     is_answered: bool  # Stripe was asked after it had come, and what it said is held
     held: Thing | None
     related: Sequence[Entry]
-    deeds: Sequence[Deed]
+    deeds: Sequence[audit.Row]
     payload: Payload
     at_stripe: str | None  # the address of its page there
 

@@ -79,7 +79,7 @@ def test_a_poison_event_is_found_by_its_reason_and_ignored_and_can_still_be_retr
     with a_worker(environ) as worker:
         until_quiet(worker)
 
-    group = leads_to(ana, "inbox/", "names no customer")
+    group = leads_to(ana, "inbox", "names no customer")
     page = leads_to(ana, group, nameless["id"])
     assert "1 matches" in ana.reads(group)
     assert all(word in ana.reads(page) for word in (UPDATED, "buried", "names no customer", "secret 1 of 1"))
@@ -89,7 +89,7 @@ def test_a_poison_event_is_found_by_its_reason_and_ignored_and_can_still_be_retr
     assert (answer.status_code, answer.location) == (303, HOME + page)
     assert "It is ignored." in ana.reads(page)
     assert "a test of theirs" in ana.reads(page)
-    assert "Nothing fails." in ana.reads("inbox/")
+    assert "Nothing fails." in ana.reads("inbox")
     [row] = rows(database, "SELECT state, reason, settled_at IS NOT NULL AS finished FROM inbox")
     assert row == {"state": "settled", "reason": "ignored", "finished": True}
     deed = {"actor": "ana", "action": "event.ignore", "tenant_id": None, "stripe_object": nameless["id"]}
@@ -106,7 +106,7 @@ def test_an_unknown_customer_is_linked_and_what_waited_for_it_is_applied(
     event = tell(database, customer)
     take_in(database)
     at_stripe(sandbox, "POST", f"customers/{customer}", **{"metadata[tenant_id]": "t_other"})
-    group = leads_to(ana, "inbox/", customer)
+    group = leads_to(ana, "inbox", customer)
     page = leads_to(ana, group, event)
 
     refused = ana.sends("inbox/link", seen=page, id=event, tenant="t_new", reason="asked for by phone")
@@ -353,7 +353,7 @@ def test_an_event_tells_its_story(
     finally:
         with database.begin(SYSTEM) as connection:
             connection.execute(text("DROP TRIGGER refuse ON subscriptions; DROP FUNCTION refuse"))
-    failing = ana.reads("inbox/")
+    failing = ana.reads("inbox")
     make_due(database)
     take_in(database)
     other = tell(database, customer)
