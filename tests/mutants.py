@@ -658,6 +658,27 @@ MUTANTS = [
         "",
         "tests/test_forgetting.py::test_an_answer_under_way_brings_nothing_back",
     ),
+    Mutant(
+        "nobody is asked in place of what is ignored",
+        "billing/sync.py",
+        'if event.customer and event.state == "due"}',
+        "if not event.customer}",
+        "tests/console/test_inbox.py::test_what_is_ignored_in_a_workers_hands_is_not_applied_and_stripe_is_asked_instead",
+    ),
+    Mutant(
+        "what was settled meanwhile is ignored all the same",
+        "billing/inbox.py",
+        "WHERE id = ANY(:ids) AND state <> 'settled' ORDER BY",
+        "WHERE id = ANY(:ids) ORDER BY",
+        "tests/console/test_inbox.py::test_who_ignores_what_is_just_being_settled_waits_and_changes_nothing",
+    ),
+    Mutant(
+        "a list ends where none fits",
+        "billing/triage.py",
+        "    return high - LOOKED_AT - 1, high, high - LOOKED_AT\n",
+        "    return high - LOOKED_AT - 1, high, None\n",
+        "tests/console/test_inbox.py::test_going_on_through_a_list_shows_each_that_fits_once_however_few_are_looked_at",
+    ),
 ]
 
 
