@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import INET
 
-from billing.db import Query, metadata
+from billing.db import Query, along_indexes, metadata
 
 REFUSALS_PER_MINUTE = 600  # of one tenant: who is refused over and over fills the log, not the table
 
@@ -329,8 +329,6 @@ _FIND = {
         *((name, f"{name} DESC, ", f"{name}, ", f":{name}, ") for name in _ALONG),
     )
 }
-# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort them all.
-_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
 _ACTIONS = text("""
     WITH RECURSIVE known (action) AS (
         (SELECT action FROM audit_log ORDER BY action LIMIT 1)
@@ -361,7 +359,7 @@ def find(
         "most": most + 1,
     }
     telling = next((column for column in _ALONG if values[column] is not None), None)
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     found = connection.execute(_FIND[telling], values).all()
     rows = [Row(*row[2:]) for row in found if row.fits][:most]
     if len(found) > most:
@@ -383,5 +381,5 @@ def about(connection: Connection, stripe_object: str, *, most: int) -> list[Row]
 
 def actions(connection: Connection) -> Sequence[str]:
     """Everything that was ever done, by name: one step along an index for each."""
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     return connection.scalars(_ACTIONS).all()

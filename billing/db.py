@@ -20,7 +20,7 @@ import psycopg
 from opentelemetry import trace
 from psycopg import errors as pg
 from psycopg.abc import PQGen
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import InterfaceError, InternalError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from sqlalchemy.pool import NullPool
@@ -105,6 +105,18 @@ class Query(Generic[Answer]):
     values: Mapping[str, Any]
     read: Callable[[psycopg.Cursor[Any]], Answer]
     enters: bool = False  # says itself on whose behalf it speaks: %(scope)s, %(tenant)s
+
+
+_ALONG_INDEXES = text("SET LOCAL enable_sort = off")
+
+
+def along_indexes(connection: Connection) -> None:
+    """For the rest of the transaction, have rows that are wanted in an index's order read along it.
+
+    The planner takes row-level security for a filter that leaves hardly any row, and would rather sort a
+    million of them than walk along their index to the fiftieth.
+    """
+    connection.execute(_ALONG_INDEXES)
 
 
 class Database:

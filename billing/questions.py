@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import BigInteger, Column, Connection, DateTime, Index, Integer, Table, Text, text
 
-from billing.db import metadata
+from billing.db import along_indexes, metadata
 
 LEASE = timedelta(seconds=30)  # renewed with each read: one wait for the budget, one deadline, and room
 
@@ -356,8 +356,6 @@ _STALEST = text("""
       )
     ORDER BY c.answered_at LIMIT :most
 """)
-# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort.
-_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
 _UNASKED = text("""
     WITH stretch AS (
         SELECT stripe_customer_id FROM tenant_config
@@ -390,7 +388,7 @@ _HOW_MANY = text("""
 
 def stalest(connection: Connection, *, older: timedelta, most: int) -> Sequence[str]:
     """Linked customers whose last answer is this old, the oldest first."""
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     return connection.scalars(_STALEST, {"older": older, "most": most}).all()
 
 
@@ -412,7 +410,7 @@ def unasked(connection: Connection, *, after: str, most: int) -> tuple[Sequence[
 
     They were linked by other means than ours.
     """
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     last, found = connection.execute(_UNASKED, {"after": after, "stretch": LINKED_STRETCH}).one()
     found = found or []
     return found[:most], (found[most - 1] if len(found) > most else last) or ""

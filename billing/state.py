@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from billing import catalogue, entitlements, feed, invoices, overrides, policy, subscriptions
 from billing.catalogue import Catalogue
-from billing.db import Query, metadata
+from billing.db import Query, along_indexes, metadata
 from billing.events import Json
 from billing.policy import Evaluation, Held, Tenant
 
@@ -333,9 +333,6 @@ def subscription_of(connection: Connection, tenant_id: str) -> Held | None:
 
 # ---- the feed
 
-# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort a million
-# than walk along their index to the five-hundredth.
-_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
 _ENTER = text(f"""
     WITH unfed AS MATERIALIZED (
         SELECT tenant_id, version FROM tenant_states WHERE {UNFED}
@@ -366,7 +363,7 @@ def enter(connection: Connection, most: int = CHUNK) -> int:
 
     How many those were. Its only locks are theirs and, last, the end of the feed.
     """
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     return connection.execute(_ENTER, {"most": most}).rowcount
 
 

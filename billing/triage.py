@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, text
 
+from billing.db import along_indexes
+
 LOOKED_AT = 20_000  # events, in one look
 COUNTED = 20_000
 SLACK = timedelta(minutes=1)  # the numbers are in order, and times of arrival nearly so
@@ -109,10 +111,6 @@ def _source(choice: Choice) -> str:
     return f"SELECT {_FIELDS} FROM inbox WHERE {UNFINISHED.get(choice.state or '', 'true')}"  # noqa: S608
 
 
-# The planner takes row-level security for a filter that leaves hardly any row, and would rather sort them all.
-_ALONG_THE_INDEX = text("SET LOCAL enable_sort = off")
-
-
 def _has_index(choice: Choice) -> bool:
     return choice.event_ids is not None or choice.about is not None or choice.state not in (None, "settled")
 
@@ -154,7 +152,7 @@ def look(
     """
     way, edge = ("ASC", "max") if upwards else ("DESC", "min")
     if choice.event_ids is None:
-        connection.execute(_ALONG_THE_INDEX)
+        along_indexes(connection)
     low, high = _bounds(connection, choice)
     if past is not None:
         low, high = (max(low, past), high) if upwards else (low, min(high, past))
@@ -174,7 +172,7 @@ def look(
 
 def count(connection: Connection, choice: Choice) -> tuple[int, bool]:
     """How many of the chosen one look finds, from the oldest on; and whether there is more to look at."""
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     low, high = _bounds(connection, choice)
     values = {**choice.values(), "low": low, "high": high, "looked_at": LOOKED_AT}
     stretch = f"({_stretch(choice, 'ASC')}) AS looked_at"
@@ -319,7 +317,7 @@ class Overview:
 
 def overview(connection: Connection) -> Overview:
     """What an operator asks first."""
-    connection.execute(_ALONG_THE_INDEX)
+    along_indexes(connection)
     strangers = connection.execute(_STRANGERS, {"most": COUNTED, "groups": GROUPS})
     return Overview(
         [Count(*row) for row in connection.execute(_COUNTS, {"most": COUNTED + 1})],

@@ -13,6 +13,7 @@ from datetime import timedelta
 from sqlalchemy import Connection
 
 from billing import customers, feed, inbox, questions, workers
+from billing.db import along_indexes
 from billing.feed import Consumer
 from billing.workers import Heartbeat
 
@@ -44,6 +45,7 @@ class Vitals:
 
 def taken(connection: Connection) -> Vitals:
     """As it is now."""
+    along_indexes(connection)
     backlog = inbox.backlog(connection, most=COUNTED)
     return Vitals(
         due=backlog.due,
