@@ -20,7 +20,8 @@ Four kinds of room, and who may enter which is linted (pyproject.toml, import-li
     features), `catalogue` (what is sold, and what it gives), `overrides` (what operators granted). `feed` is
     the order in which documents changed, and who copies them.
     `customers` (tenant ↔ Stripe customer), `checkouts` (what was begun at Stripe for a tenant), `audit` (who
-    did what), `tokens` (which services may ask), `inbox` (every event, and what became of it), `triage` (what
+    did what), `versions` (how each document came to say what it says), `directory` (by what operators find
+    tenants), `tokens` (which services may ask), `inbox` (every event, and what became of it), `triage` (what
     operators see of it), `questions` (whom Stripe has to be asked about), `late` (whose news is), `budget`
     (how often Stripe is read), `chores` (what is done now and then), `workers` (which are alive), `operators`
     (who may use the console). `vitals` has the figures by which the service is watched, and `alarms`

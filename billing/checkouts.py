@@ -33,6 +33,8 @@ from billing.events import Json
 
 KEY_KEPT = timedelta(hours=23)  # Stripe keeps an idempotency key for 24
 TURN = timedelta(seconds=25)  # longer than one takes
+# A Checkout is open for a day, and Stripe will list what came of it within another.
+AWAITED = timedelta(days=2)
 
 customer_intents = Table(
     "customer_intents",

@@ -31,14 +31,14 @@ def pass_by(
 ) -> list[Changed]:
     """Their moment has come: have Stripe asked about the customers, and write the documents of now."""
     questions.want(connection, customers)
-    return state.refresh(connection, tenants, revives=revives)
+    return state.refresh(connection, tenants, cause="time", revives=revives)
 
 
 def catch_up(db: Database) -> int:
     """Measure documents of an earlier edition by the one in force. How many those were; at most a chunk."""
     with db.begin(SYSTEM) as connection:
         behind = state.behind(connection)
-        state.refresh(connection, behind)
+        state.refresh(connection, behind, cause="catalogue")
     return len(behind)
 
 

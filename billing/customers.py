@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import psycopg
 from sqlalchemy import (
@@ -60,6 +61,7 @@ tenant_links = Table(
     Column("unlinked_at", DateTime(timezone=True)),
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),
     Index("ix_tenant_links_tenant_id", "tenant_id"),
+    Index("ix_tenant_links_stripe_customer_id", "stripe_customer_id"),
 )
 
 _FIND = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = %(tenant_id)s"
@@ -123,6 +125,10 @@ _RECALL = text("""
 _UNLINKED = text("""
     UPDATE tenant_links SET unlinked_at = clock_timestamp() WHERE tenant_id = :tenant AND unlinked_at IS NULL
 """)
+_LEAVE = text("""
+    UPDATE tenant_config SET stripe_customer_id = NULL, untold_since = NULL, updated_at = clock_timestamp()
+    WHERE tenant_id = :tenant AND stripe_customer_id = :customer
+""")
 _UNLINK = text("DELETE FROM tenant_config WHERE tenant_id = :tenant RETURNING stripe_customer_id")
 _UNKNOW = text("DELETE FROM tenant_links WHERE tenant_id = :tenant")
 _LINKED = text("""
@@ -172,6 +178,28 @@ def former(connection: Connection, customer: str) -> list[str]:
     return list(connection.scalars(_FORMER, {"customer": customer}))
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A customer a tenant had, from when to when."""
+
+    id: int
+    customer: str
+    by: str
+    at: datetime
+    until: datetime | None
+
+
+_HISTORY = text("""
+    SELECT id, stripe_customer_id, linked_by, linked_at, unlinked_at FROM tenant_links
+    WHERE tenant_id = :tenant ORDER BY id DESC LIMIT 100
+""")
+
+
+def history(connection: Connection, tenant_id: str) -> list[Link]:
+    """The tenant's customers, the latest first. One that came into the table past us has none."""
+    return [Link(*row) for row in connection.execute(_HISTORY, {"tenant": tenant_id})]
+
+
 def link(
     connection: Connection,
     tenant_id: str,
@@ -196,6 +224,17 @@ def link(
     connection.execute(_UNLINKED, values)
     connection.execute(_LINKED, {**values, "by": by})
     return True
+
+
+def unlink(connection: Connection, tenant_id: str, customer: str) -> None:
+    """Leave the tenant without a customer; that it had this one stays in its history.
+
+    The caller holds the customer's lock.
+    """
+    values = {"tenant": tenant_id, "customer": customer}
+    connection.execute(_RECALL, values)
+    connection.execute(_LEAVE, values)
+    connection.execute(_UNLINKED, values)
 
 
 def forget(connection: Connection, tenant_id: str, customer: str | None) -> bool:
@@ -254,15 +293,20 @@ def profile(connection: Connection, tenant_id: str) -> Profile:
 
 def describe(connection: Connection, tenant_id: str, said: Mapping[str, str | None]) -> None:
     """Keep the tenant, and those of `name` and `email` that are said; None takes back what was said before."""
-    connection.execute(_ENSURE, {"tenant": tenant_id})
-    kept = Profile(*connection.execute(_PROFILE_KEPT, {"tenant": tenant_id}).one())
-    new = kept
+    kept = new = _kept(connection, tenant_id)
     if "name" in said:
         new = replace(new, name=said["name"] or (None if kept.name is None else ""))
     if "email" in said:
         new = replace(new, email=said["email"] or (None if kept.email is None else ""))
     if new != kept:
         connection.execute(_DESCRIBE, {"tenant": tenant_id, "name": new.name, "email": new.email})
+
+
+def _kept(connection: Connection, tenant_id: str) -> Profile:
+    while True:
+        connection.execute(_ENSURE, {"tenant": tenant_id})
+        for row in connection.execute(_PROFILE_KEPT, {"tenant": tenant_id}):
+            return Profile(*row)  # and once more where it was forgotten while we waited
 
 
 def told(connection: Connection, tenant_id: str, says: Profile) -> bool:

@@ -99,7 +99,7 @@ def _enrolled(
         checkouts.close_intent(connection, intent.id, customer)
         linked = customers.of(connection, tenant_id)
         is_told = customers.told(connection, tenant_id, says)
-        changed = state.refresh(connection, [tenant_id])
+        changed = state.refresh(connection, [tenant_id], cause="link")
     sync.tell(changed)
     if linked and linked != customer:
         log.warning("customer.spare", tenant=tenant_id, customer=customer)
@@ -155,6 +155,24 @@ def check(
     named = customers.named(found.things[0])
     if named and named != tenant_id and not whosever:
         raise CustomerOfAnother
+
+
+def unlink(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, by: By) -> tuple[str, bool]:
+    """Leave the tenant without a customer: which it was, and whether Stripe's no longer says whose it is.
+
+    It is unlinked here first. Where Stripe fails then, its customer goes on naming a tenant it is not: nobody
+    becomes its owner by that.
+    """
+    customer = sync.unlink(db, tenant_id, by)
+    try:
+        budget.spend("customers.retrieve", "waiting")
+        found = stripe.customer(customer)
+        if found and customers.named(found.things[0]) == tenant_id:
+            stripe.update_customer(customer, {"tenant_id": ""})
+    except (StripeFailed, ServiceUnavailable) as e:
+        log.warning("customer.untold", tenant=tenant_id, customer=customer, reason=e.outcome)
+        return customer, False
+    return customer, True
 
 
 def tell(db: Database, stripe: Stripe, tenant_id: str) -> None:
@@ -252,7 +270,7 @@ def _put(
         link(db, stripe, budget, tenant_id, customer, by=attempt.actor)
     with db.begin(SYSTEM) as connection:
         customers.describe(connection, tenant_id, said)
-        changed = state.refresh(connection, [tenant_id])
+        changed = state.refresh(connection, [tenant_id], cause="name")
     sync.tell(changed)
     tell(db, stripe, tenant_id)
     if customer and is_new:

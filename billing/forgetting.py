@@ -8,7 +8,6 @@ there. The feed tells its consumers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 import structlog
 from sqlalchemy import Connection
@@ -26,6 +25,7 @@ from billing import (
     state,
     subscriptions,
     sync,
+    versions,
 )
 from billing.audit import By
 from billing.budget import Budget
@@ -33,9 +33,6 @@ from billing.db import SYSTEM, Database
 from billing.errors import Busy, CheckoutUnderWay, StillSubscribed, StripeFailed
 from billing.stripe_api import Stripe
 from billing.subscriptions import FINAL
-
-# A Checkout is open for a day, and Stripe, who has just been asked, will list what came of it within another.
-AWAITED = timedelta(days=2)
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +50,7 @@ def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, by: By)
             raise Busy("database")  # somebody is linking another
         if checkouts.is_under_way(connection, tenant_id):
             raise CheckoutUnderWay
-        if checkouts.is_awaited(connection, tenant_id, within=AWAITED):
+        if checkouts.is_awaited(connection, tenant_id, within=checkouts.AWAITED):
             raise CheckoutUnderWay
         for one in its_own:
             if not FINAL.issuperset(subscriptions.statuses(connection, one).values()):
@@ -70,6 +67,7 @@ def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, by: By)
             raise Busy("database")
         if was_known := any(held):
             audit.note(connection, by, "tenant.forget", tenant_id=tenant_id, stripe_object=customer)
+        versions.forget(connection, tenant_id)
         state.forget(connection, tenant_id)
     log.info("tenant.forgotten", tenant=tenant_id, known=was_known)
     return was_known

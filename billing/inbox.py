@@ -474,6 +474,39 @@ def ignore(connection: Connection, ids: Collection[int]) -> list[Named]:
     return [(row[0], row[1]) for row in connection.execute(_IGNORE, {"ids": list(ids), "reason": IGNORED})]
 
 
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """An event of a customer's that is not settled, and is not due either."""
+
+    event_id: str
+    type: str
+    state: str
+    received_at: datetime
+    reason: str | None
+
+
+# Each part has an index of its own.
+_UNSETTLED = text("""
+    SELECT event_id, type, state, received_at, reason FROM inbox
+    WHERE id IN (
+        (SELECT id FROM inbox WHERE customer = :customer AND state IN ('waiting', 'asking')
+         ORDER BY id DESC LIMIT :most)
+        UNION ALL
+        (SELECT id FROM (
+             SELECT id, customer FROM inbox WHERE state = 'buried' ORDER BY id DESC LIMIT 10000
+         ) AS newest
+         WHERE customer = :customer LIMIT :most)
+    )
+    ORDER BY id DESC LIMIT :most
+""")
+
+
+def unsettled(connection: Connection, customer: str, *, most: int) -> list[Unsettled]:
+    """The customer's newest events that wait, ask, or are buried; of the buried, among the newest 10,000."""
+    found = connection.execute(_UNSETTLED, {"customer": customer, "most": most})
+    return [Unsettled(*row) for row in found]
+
+
 # The numbers are given out as events come, so the lowest is the oldest; for those that are due, whose index is
 # in another order, it is looked for as far as they are counted.
 _BACKLOG = text("""

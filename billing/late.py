@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import timedelta
 
 import psycopg
 import structlog
 
 from billing.db import SYSTEM, Database, Query
 from billing.errors import ServiceUnavailable
+from billing.questions import TOO_LONG, TOO_OFTEN
 
-TOO_LONG = timedelta(minutes=5)
-TOO_OFTEN = 2  # failures of a question in a row: Stripe is away
 LOOK_SECONDS = 5.0
 MOST = 10_000  # where so many are late, all may be
 

@@ -18,6 +18,8 @@ from sqlalchemy import BigInteger, Column, Connection, DateTime, Index, Integer,
 from billing.db import along_indexes, metadata
 
 LEASE = timedelta(seconds=30)  # renewed with each read: one wait for the budget, one deadline, and room
+TOO_LONG = timedelta(minutes=5)  # for an answer to be owed
+TOO_OFTEN = 2  # failures of a question in a row: Stripe is away
 
 stripe_customers = Table(
     "stripe_customers",
@@ -156,6 +158,32 @@ _IS_WANTED = text("""
         OR (wanted_at IS NOT NULL AND (wanted_at <= clock_timestamp() OR put > answered))
     FROM stripe_customers WHERE stripe_customer_id = :customer
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """When Stripe was asked about a customer, and whether it owes us an answer."""
+
+    answered_at: datetime | None
+    owed_since: datetime | None
+    failures: int
+    deleted_at: datetime | None
+    is_late: bool  # and what is held of it is served as stale
+
+
+_ASKED = text("""
+    SELECT answered_at, owed_since, failures, deleted_at,
+           coalesce(failures >= :often OR owed_since < clock_timestamp() - CAST(:long AS interval), false)
+    FROM stripe_customers
+    WHERE stripe_customer_id = :customer
+""")
+
+
+def asked(connection: Connection, customer: str) -> Asked:
+    """How it stands with this customer; one never heard of has never been asked about."""
+    values = {"customer": customer, "often": TOO_OFTEN, "long": TOO_LONG}
+    row = connection.execute(_ASKED, values).one_or_none()
+    return Asked(*row) if row else Asked(None, None, 0, None, is_late=False)
 
 
 def is_resting(connection: Connection, customer: str) -> bool:

@@ -31,13 +31,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from billing import catalogue, entitlements, feed, invoices, overrides, policy, subscriptions
+from billing import catalogue, entitlements, feed, invoices, overrides, policy, subscriptions, versions
 from billing.catalogue import Catalogue
 from billing.db import Query, along_indexes, metadata
 from billing.events import Json
 from billing.policy import Evaluation, Held, Tenant
+from billing.versions import Cause, Step
 
 NOBODY: Mapping[str, float] = {}
+NO_EVENTS: Mapping[str, Collection[str]] = {}
 OLD = timedelta(hours=26)  # everybody is asked about once a day
 CHUNK = 500
 NEVER = 2**63 - 1  # an edition no catalogue comes to: what is forgotten is not measured anew
@@ -51,6 +53,7 @@ tenant_states = Table(
     Column("version", BigInteger, nullable=False, server_default="0"),
     Column("body", Text, nullable=False, server_default=""),  # JSON in ASCII, as callers get it
     Column("digest", LargeBinary, nullable=False, server_default=text("''")),  # of all that is versioned
+    Column("state", Text),  # the document's word, to find tenants by
     Column("why", JSONB, nullable=False, server_default=text("'{}'")),
     Column("edition", BigInteger, nullable=False, server_default="0"),  # of the catalogue it was measured by
     Column("as_of", DateTime(timezone=True)),  # NULL: Stripe has never been asked about this customer
@@ -62,6 +65,7 @@ tenant_states = Table(
     CheckConstraint("tenant_id <> ''", name="tenant_id_given"),
     Index("ix_tenant_states_next_look", "next_look", postgresql_where=text("next_look IS NOT NULL")),
     Index("ix_tenant_states_edition", "edition"),
+    Index("ix_tenant_states_state", "state", "tenant_id"),
     Index("uq_tenant_states_position", "position", unique=True),
     Index("ix_tenant_states_unfed", "tenant_id", postgresql_where=text(UNFED)),
 )
@@ -120,6 +124,38 @@ def read() -> Query[State | None]:
     return Query("state.read", _READ, {"old": OLD}, _state, enters=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tenant's row, as operators look at it."""
+
+    version: int
+    document: Json | None  # None where there is none yet, or none any more
+    why: Json
+    customer: str | None  # whose facts it was made of
+    as_of: datetime | None  # None: Stripe has never been asked about this customer
+    changed_at: datetime | None
+    next_look: datetime | None
+    is_due: bool
+    is_old: bool
+    is_forgotten: bool
+
+
+NOWHERE = Stored(0, None, {}, None, None, None, None, is_due=False, is_old=False, is_forgotten=False)
+_STORED = text("""
+    SELECT version, CAST(nullif(body, '') AS json), why, stripe_customer_id, as_of, changed_at, next_look,
+           coalesce(next_look <= clock_timestamp(), false),
+           stripe_customer_id IS NOT NULL AND as_of < clock_timestamp() - CAST(:old AS interval) IS TRUE,
+           edition = :never
+    FROM tenant_states WHERE tenant_id = :tenant
+""")
+
+
+def stored(connection: Connection, tenant_id: str) -> Stored | None:
+    """The tenant's row as it is, and nothing made of it; None where nobody has ever asked for its document."""
+    row = connection.execute(_STORED, {"tenant": tenant_id, "old": OLD, "never": NEVER}).one_or_none()
+    return Stored(*row) if row else None
+
+
 def version_of(connection: Connection, tenant_id: str) -> int:
     """The version of the tenant's document; 0 before there is one."""
     return connection.scalar(_VERSION, {"tenant": tenant_id}) or 0
@@ -169,7 +205,7 @@ _ENSURE = text("""
 """)
 _LOCK = text("""
     SELECT tenant_id, version, digest, stripe_customer_id, extract(epoch FROM as_of)::float8, fed,
-           edition = :never
+           body, edition = :never
     FROM tenant_states
     WHERE tenant_id = ANY(:tenants) ORDER BY tenant_id FOR NO KEY UPDATE
 """)
@@ -187,14 +223,14 @@ _NOW = text("SELECT extract(epoch FROM clock_timestamp())::float8")
 _WRITE = text(f"""
     WITH written AS MATERIALIZED (
         SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS w (
-            tenant text, customer text, version bigint, digest text, body text, why jsonb, edition bigint,
-            next_look float8, is_known boolean, as_of float8, moves boolean)
+            tenant text, customer text, version bigint, digest text, body text, state text, why jsonb,
+            edition bigint, next_look float8, is_known boolean, as_of float8, moves boolean)
     ), moved AS (
         SELECT tenant, row_number() OVER (ORDER BY tenant DESC) - 1 AS place FROM written WHERE moves
     ), head AS ({feed.ADVANCED})
     UPDATE tenant_states s SET
         stripe_customer_id = w.customer, version = w.version, digest = decode(w.digest, 'hex'),
-        body = w.body, why = w.why, edition = w.edition, next_look = to_timestamp(w.next_look),
+        body = w.body, state = w.state, why = w.why, edition = w.edition, next_look = to_timestamp(w.next_look),
         as_of = CASE WHEN w.is_known THEN to_timestamp(w.as_of) END,
         changed_at = CASE WHEN w.version > s.version THEN clock_timestamp() ELSE s.changed_at END,
         position = coalesce((SELECT position FROM head) - m.place, s.position),
@@ -209,6 +245,8 @@ def refresh(
     connection: Connection,
     tenants: Collection[str],
     *,
+    cause: Cause,
+    events: Mapping[str, Collection[str]] = NO_EVENTS,
     confirmed: Mapping[str, float] = NOBODY,
     revives: bool = False,
 ) -> list[Changed]:
@@ -216,6 +254,8 @@ def refresh(
 
     One that was forgotten stays so until somebody has named it again, by a row in `tenant_config` or by a
     token (`revives`); and until its document is known, or consumers would not hear that it was gone.
+
+    What moves is written down with its `cause` and, where there are any, the `events` behind it, by tenant.
 
     Once per transaction, and the last that it locks: where a version moves, it holds the end of the feed. Which
     documents have changed is for the caller to say, when that is committed (`sync.tell`).
@@ -228,8 +268,8 @@ def refresh(
     found = evaluate(connection, ids)
     forgotten = {row[0] for row in locked if row[-1]}
     back = forgotten if revives or not forgotten else _named(connection, forgotten)
-    rows, versions = [], {}
-    for tenant, version, digest, customer, as_of, fed, is_forgotten in locked:
+    rows, steps, numbers = [], [], {}
+    for tenant, version, digest, customer, as_of, fed, body, is_forgotten in locked:
         one = found[tenant]
         if is_forgotten and (tenant not in back or one.answered_at is None):
             continue
@@ -240,10 +280,13 @@ def refresh(
         at = min(one.now, max(held or 0.0, confirmed.get(tenant, 0.0)))
         moves = one.is_shown and version > fed
         rows.append({**one.row(version, measured, at), "moves": moves})
+        if grows:
+            steps.append(Step(tenant, version, body, rows[-1]["body"]))
         if grows or moves:
-            versions[tenant] = version
+            numbers[tenant] = version
+    versions.keep(connection, steps, cause, events)
     places = connection.execute(_WRITE, {"rows": json.dumps(rows)})
-    return [Changed(tenant, versions[tenant], place) for tenant, place in places if tenant in versions]
+    return [Changed(tenant, numbers[tenant], place) for tenant, place in places if tenant in numbers]
 
 
 def _named(connection: Connection, tenants: Collection[str]) -> set[str]:
@@ -283,6 +326,7 @@ class Evaluated:
             "version": version,
             "digest": digest.hex(),
             "body": self.body(version, policy.written(as_of)),
+            "state": self.evaluation.document["state"],
             "why": self.evaluation.why,
             "edition": self.edition,
             "next_look": self.evaluation.next_look,
@@ -351,9 +395,10 @@ _FORGET = text(f"""
         WHERE tenant_id = :tenant AND edition < :never FOR NO KEY UPDATE
     ), head AS ({feed.ADVANCED})
     UPDATE tenant_states s SET
-        stripe_customer_id = NULL, version = s.version + 1, body = '', digest = '', why = '{{}}',
-        edition = :never, as_of = NULL, next_look = NULL, changed_at = clock_timestamp(), synced_at = NULL,
-        position = (SELECT position FROM head), fed = s.version + 1
+        stripe_customer_id = NULL, version = s.version + 1, body = '', digest = '', state = NULL,
+        why = '{{}}', edition = :never, as_of = NULL, next_look = NULL,
+        changed_at = clock_timestamp(), synced_at = NULL, position = (SELECT position FROM head),
+        fed = s.version + 1
     FROM moved m WHERE s.tenant_id = m.tenant_id
 """)  # noqa: S608  # ours
 

@@ -41,14 +41,14 @@ from billing.audit import By
 from billing.budget import ALL, Budget, Lane
 from billing.db import SYSTEM, Database
 from billing.drift import Kind, Suspicion
-from billing.errors import Busy, CheckoutUnderWay, ServiceUnavailable, StripeFailed
+from billing.errors import Busy, CheckoutUnderWay, NoCustomer, ServiceUnavailable, StripeFailed
 from billing.events import Event, Json
 from billing.inbox import Asking, Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Question
 from billing.state import Changed, Shown
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
-from billing.subscriptions import FINAL, Folded, Held, Snapshot, Subscription, Verdict
+from billing.subscriptions import FINAL, Facts, Folded, Held, Snapshot, Subscription, Verdict
 from billing.telemetry import Causes
 from billing.triage import Entry
 
@@ -213,7 +213,8 @@ def _refresh(
     confirmed = {owned[id]: told for id, told in outcome.confirmed.items() if id not in unsure}
     if any(one.claimed.type in events.CATALOGUE for one in batch):
         chores.hasten(connection, cataloguing.CHORE, cataloguing.SOON)
-    return state.refresh(connection, {owned[customer] for customer in told}, confirmed=confirmed)
+    tenants = {owned[customer] for customer in told}
+    return state.refresh(connection, tenants, cause="event", events=_causes(batch, owned), confirmed=confirmed)
 
 
 def _causes(batch: Sequence[Told], owned: Mapping[str, str]) -> dict[str, dict[str, str | None]]:
@@ -499,7 +500,8 @@ def _hold(connection: Connection, question: Question, answer: Answer, *, watched
     if answer.entitlements is not None:
         entitlements.replace(connection, question.customer, answer.entitlements)
     confirmed = {} if overtaken else dict.fromkeys(tenants, math.inf)
-    changed = state.refresh(connection, tenants, confirmed=confirmed)
+    behind = {tenant: [one.event_id for one in asked_by] for tenant in tenants}
+    changed = state.refresh(connection, tenants, cause="answer", events=behind, confirmed=confirmed)
     return _Holding(asked_by, changed, bool(overtaken))
 
 
@@ -568,11 +570,8 @@ def imagine(
     db: Database, stripe: Stripe, budget: Budget, customer: str, lane: Lane = "background"
 ) -> Difference:
     """What asking Stripe about this linked customer would change. All of it is taken back."""
-    with db.begin(SYSTEM, keep=False) as connection:
-        questions.lock(connection, customer)
-        question = questions.imagined(connection, customer, seen=inbox.newest(connection))
     try:
-        answer = _Reader(db, stripe, budget, question, lane, leased=False).answer()
+        question, answer = _imagined(db, stripe, budget, customer, lane)
     except StripeFailed as e:
         if e.reason != "unknown_customer":
             raise
@@ -587,6 +586,55 @@ def imagine(
         _hold(connection, replace(question, put=put), answer, watched=True)
         after = state.shown(connection, [tenant]).get(tenant, before)
         return Difference(tenant, customer, before, after, drift.suspected(connection, tenant))
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A tenant as it is, or as it would be: its document, and what its customer has."""
+
+    document: Json
+    subscriptions: Mapping[str, Facts]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is held of a customer, and what Stripe says: as it would be held."""
+
+    tenant_id: str
+    here: Side
+    there: Side
+    is_deleted: bool  # at Stripe
+    is_overtaken: bool  # an event came in while Stripe was read: what it told is on neither side for sure
+
+
+def compare(db: Database, stripe: Stripe, budget: Budget, customer: str) -> Beside:
+    """What asking Stripe about this linked customer would change. All of it is taken back."""
+    question, answer = _imagined(db, stripe, budget, customer, "waiting")
+    with db.begin(SYSTEM, keep=False) as connection:
+        questions.lock(connection, customer)
+        if (tenant := customers.owners(connection, [customer]).get(customer)) is None:
+            raise NoCustomer
+        here = _side(connection, tenant, customer)
+        put, _ = questions.numbers(connection, customer)
+        holding = _hold(connection, replace(question, put=put), answer, watched=False)
+        there = _side(connection, tenant, customer)
+    return Beside(tenant, here, there, answer.is_deleted, is_overtaken=holding is None or holding.again)
+
+
+def _side(connection: Connection, tenant: str, customer: str) -> Side:
+    """By the clock of now, so that the two differ by nothing but what Stripe says."""
+    document = state.evaluate(connection, [tenant])[tenant].evaluation.document
+    return Side(document, dict(subscriptions.of(connection, [customer]).get(customer, ())))
+
+
+def _imagined(
+    db: Database, stripe: Stripe, budget: Budget, customer: str, lane: Lane
+) -> tuple[Question, Answer]:
+    """A question that nobody puts, and Stripe's answer."""
+    with db.begin(SYSTEM, keep=False) as connection:
+        questions.lock(connection, customer)
+        question = questions.imagined(connection, customer, seen=inbox.newest(connection))
+    return question, _Reader(db, stripe, budget, question, lane, leased=False).answer()
 
 
 def _answered(
@@ -814,10 +862,36 @@ def link(db: Database, tenant_id: str, customer: str, *, by: str | By, replace: 
         woken = inbox.wake(connection, customer)
         if isinstance(by, By):
             audit.note(connection, by, "tenant.link", tenant_id=tenant_id, stripe_object=customer)
-        changed = state.refresh(connection, {tenant_id, *customers.former(connection, customer)})
+        whose = {tenant_id, *customers.former(connection, customer)}
+        changed = state.refresh(connection, whose, cause="link")
     tell(changed)
     log.info("customer.linked", tenant=tenant_id, customer=customer, by=actor)
     return woken
+
+
+def unlink(db: Database, tenant_id: str, by: By) -> str:
+    """Leave the tenant without a customer; which one it was. `CheckoutUnderWay` while it is buying.
+
+    Under the customer's lock: an event still finds its owner, or waits for the next one. What the customer has
+    stays held, and grants nothing.
+    """
+    with db.begin(SYSTEM) as connection:
+        customer = customers.of(connection, tenant_id)
+        if customer is None:
+            raise NoCustomer
+        questions.lock(connection, customer)
+        if customers.of(connection, tenant_id, keep=True) != customer:
+            raise Busy("database")  # somebody is linking another
+        if checkouts.is_under_way(connection, tenant_id):
+            raise CheckoutUnderWay
+        if checkouts.is_awaited(connection, tenant_id, within=checkouts.AWAITED):
+            raise CheckoutUnderWay
+        customers.unlink(connection, tenant_id, customer)
+        audit.note(connection, by, "tenant.unlink", tenant_id=tenant_id, stripe_object=customer)
+        changed = state.refresh(connection, [tenant_id], cause="unlink")
+    tell(changed)
+    log.info("customer.unlinked", tenant=tenant_id, customer=customer, by=by.actor)
+    return customer
 
 
 def replay(connection: Connection, events: Sequence[Entry]) -> list[inbox.Named]:

@@ -34,6 +34,7 @@ from billing import (
     state,
     sync,
     telemetry,
+    versions,
     wiring,
     workers,
 )
@@ -263,6 +264,7 @@ class Worker:
                 self._pruned_events = inbox.prune(connection, after=self._pruned_events)
         with self._db.begin(SYSTEM) as connection:
             workers.prune(connection)
+            versions.prune(connection)
             self._pruned_customers = questions.prune(connection, after=self._pruned_customers)
         reconcile.prune(self._db)
 

@@ -21,6 +21,7 @@ from billing import (
     chores,
     config,
     customers,
+    directory,
     drift,
     entitlements,
     feed,
@@ -33,14 +34,15 @@ from billing import (
     state,
     subscriptions,
     tokens,
+    versions,
     workers,
 )
 from billing.db import metadata, owner_engine
 
 # Importing the subjects is what fills `metadata`.
 SUBJECTS = (
-    *(audit, budget, catalogue, checkouts, chores, customers, drift, entitlements, feed, inbox, invoices),
-    *(operators, overrides, questions, runs, state, subscriptions, tokens, workers),
+    *(audit, budget, catalogue, checkouts, chores, customers, directory, drift, entitlements, feed, inbox),
+    *(invoices, operators, overrides, questions, runs, state, subscriptions, tokens, versions, workers),
 )
 SEQUENCES = ("inbox_id_seq",)  # read, to know what has arrived; counting needs no grant
 ONE_RELEASE_AT_A_TIME = {"key": 7_238_114}  # an advisory lock: a second release waits, then finds nothing to do

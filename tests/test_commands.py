@@ -342,7 +342,7 @@ def test_reconciling_compares_everybody_and_says_what_it_mended(
         until_quiet(worker)
     rows(database, "UPDATE subscriptions SET status = 'unpaid', facts = 'otherwise' RETURNING 1")
     with database.begin(SYSTEM) as connection:
-        state.refresh(connection, [acme])
+        state.refresh(connection, [acme], cause="time")
     link(database, "t_lost", "cus_of_another_account")
 
     dry = say(make_app, "reconcile", "--dry-run", "--json")

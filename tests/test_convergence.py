@@ -300,7 +300,7 @@ IN_MEMORY: dict[object, dict[str, Any]] = {
     # what is made of the facts is another matter: these lives have no Checkouts, and nobody reads documents
     catalogue: {"current": lambda _: Catalogue(1, {}, {})},
     checkouts: {"hear": lambda _, told: list(told)},
-    state: {"refresh": lambda _, tenants, confirmed=(): []},
+    state: {"refresh": lambda _, tenants, **how: []},
 }
 
 

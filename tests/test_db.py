@@ -111,6 +111,8 @@ A_ROW = {
         "seen": "0",
         "version_before": "1",
     },
+    "tenant_versions": {"tenant_id": "{tenant}", "version": "1", "cause": "time", "changes": "{}"},
+    "tenant_words": {"tenant_id": "{tenant}", "word": "name of {tenant}"},
     "service_tokens": {"name": "of-{tenant}", "slot": "1", "hash": "{tenant}", "scopes": "{billing:read}"},
     "workers": {"name": "{tenant}"},
     "operator_sessions": {"hash": "{tenant}", "name": "ana", "entry": ""},
@@ -119,7 +121,8 @@ A_ROW = {
 TABLES = list(A_ROW)
 THE_SERVICES_OWN = (
     *("inbox", "stripe_customers", "stripe_reads", "chores", "checkout_turns", "feed_consumers"),
-    *("service_tokens", "workers", "operator_sessions", "sign_ins", "drift"),
+    *("service_tokens", "workers", "operator_sessions", "sign_ins", "drift", "tenant_versions"),
+    "tenant_words",
 )
 
 

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from billing import clock, feed, overrides, state
-from billing.db import PUBLIC, SERVICE, SYSTEM, Database, Scope
+from billing.db import PUBLIC, SERVICE, SYSTEM, Database, Scope, along_indexes
 from billing.errors import ServiceUnavailable
 from billing.feed import Cursor, Entry, Page
 from sandbox.server import Control
@@ -184,7 +184,7 @@ def test_positions_come_into_sight_in_their_order(database: Database, other: Dat
     team(database)
     with ThreadPoolExecutor(1) as somebody:
         with database.begin(SYSTEM) as first:
-            state.refresh(first, ["t_first"])
+            state.refresh(first, ["t_first"], cause="time")
             later = somebody.submit(refresh, other, "t_later")
             wait_until(lambda: waits(first) == 1)
             meanwhile = told_of(other)
@@ -198,7 +198,7 @@ def test_what_moves_no_version_waits_for_nobody(database: Database, other: Datab
     refresh(database, "t_other")
 
     with database.begin(SYSTEM) as first:
-        state.refresh(first, ["t_first"])
+        state.refresh(first, ["t_first"], cause="time")
         refresh(other, "t_other")
 
     assert told_of(database) == ["t_other", "t_first"]
@@ -214,7 +214,7 @@ def test_a_transaction_that_ends_badly_leaves_nothing_a_reader_could_wait_for(
 
     def end_badly() -> None:
         with other.begin(SYSTEM) as connection:
-            state.refresh(connection, ["t_2"])
+            state.refresh(connection, ["t_2"], cause="time")
             if is_lost:
                 lose_the_connection(connection)
             raise RuntimeError
@@ -236,7 +236,7 @@ def test_who_falls_silent_with_the_end_in_hand_loses_it_within_two_seconds(
 
     def fall_silent() -> None:
         with other.begin(SYSTEM) as connection:
-            state.refresh(connection, ["t_silent"])
+            state.refresh(connection, ["t_silent"], cause="time")
             has_it.set()
             wait_until(lambda: not is_held(database))
 
@@ -275,7 +275,7 @@ def test_writers_of_the_same_tenants_and_of_the_catalogue_do_not_meet_in_a_deadl
                 for tenant in sorted(tenants):
                     value = random.choice(["true", "false"])
                     overrides.put(connection, tenant, "sso", value, author="ana", reason="a promise")
-                state.refresh(connection, tenants[::-1] if backwards else tenants)
+                state.refresh(connection, tenants[::-1] if backwards else tenants, cause="time")
 
     def hint(database: Database) -> None:
         for number in range(15):
@@ -330,7 +330,7 @@ def run_the_harness(database: Database, other: Database, seconds: float) -> tupl
             with database.begin(SYSTEM) as connection:
                 for tenant in tenants:
                     put(connection, tenant, next(counter))
-                state.refresh(connection, tenants)
+                state.refresh(connection, tenants, cause="time")
                 time.sleep(chance.choice([0, 0, 0.002, 0.01]))  # a commit that takes its time
                 if chance.random() < 0.1:
                     connection.rollback()
@@ -531,7 +531,7 @@ def test_among_many_tenants_a_page_is_read_along_the_index_and_so_is_what_has_no
 
     reading = explained(database, feed._READ, epoch="x", position=5, most=200)
     with database.begin(SYSTEM) as connection:
-        connection.execute(state._ALONG_THE_INDEX)
+        along_indexes(connection)
         taking_in = "\n".join(connection.scalars(text(f"EXPLAIN {state._ENTER}"), {"most": 500}))
 
     assert "Index Scan using uq_tenant_states_position" in reading

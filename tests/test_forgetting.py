@@ -12,7 +12,7 @@ from click.testing import Result
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from billing import clock, forgetting, inbox, questions, state, subscriptions, sync
+from billing import checkouts, clock, forgetting, inbox, questions, state, subscriptions, sync
 from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import MakeApp, create_customer, link, rows
@@ -374,7 +374,7 @@ def test_what_was_bought_and_never_came_is_no_hindrance_for_ever(
         " RETURNING 1",
         t=acme,
         c=customer,
-        at=datetime.now(UTC) - forgetting.AWAITED,
+        at=datetime.now(UTC) - checkouts.AWAITED,
     )
     rows(
         database,
@@ -495,7 +495,7 @@ def test_who_links_in_the_same_moment_comes_before_or_after_and_never_in_between
                 text("INSERT INTO tenant_config (tenant_id, stripe_customer_id) VALUES ('t_acme', :c)"),
                 {"c": customer},
             )
-            state.refresh(connection, ["t_acme"])
+            state.refresh(connection, ["t_acme"], cause="time")
             forgotten = operator.submit(forget, make_app)
             wait_until(lambda: waits(connection) == 1)
         result = forgotten.result()

@@ -51,7 +51,7 @@ def test_customers_are_linked_by_their_metadata_unless_something_speaks_against_
     link(database, "t_owner", taken)
     at_stripe(sandbox, "DELETE", f"customers/{gone}")
     with database.begin(SYSTEM) as connection:
-        state.refresh(connection, ["t_forgotten"])
+        state.refresh(connection, ["t_forgotten"], cause="time")
         state.forget(connection, "t_forgotten")
     subscribe(sandbox, good)
     before = links(database)

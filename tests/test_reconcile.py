@@ -413,7 +413,7 @@ def test_a_change_no_event_tells_of_is_mended_and_told(account: Account) -> None
     account.subscribe()
     rows(account.db, "UPDATE subscriptions SET status = 'unpaid', facts = 'otherwise' RETURNING 1")
     with account.db.begin(SYSTEM) as connection:
-        state.refresh(connection, [account.tenant])
+        state.refresh(connection, [account.tenant], cause="time")
 
     imagined, found = account.imagine(), account.run()
 

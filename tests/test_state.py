@@ -86,7 +86,7 @@ def rule(database: Database, **rules: Any) -> None:
 def refresh(database: Database, *tenants: str, confirmed: tuple[str, ...] = ()) -> None:
     """Write their documents anew; of those confirmed, Stripe has just told us."""
     with database.begin(SYSTEM) as connection:
-        state.refresh(connection, tenants, confirmed=dict.fromkeys(confirmed, math.inf))
+        state.refresh(connection, tenants, confirmed=dict.fromkeys(confirmed, math.inf), cause="time")
 
 
 def keep_catalogue(database: Database) -> None:
@@ -137,7 +137,7 @@ def override(database: Database, tenant: str, value: str, *, expires_at: float |
     ends = None if expires_at is None else datetime.fromtimestamp(expires_at, UTC)
     with database.begin(SYSTEM) as connection:
         overrides.put(connection, tenant, "sso", value, author="ana", reason="a promise", expires_at=ends)
-        state.refresh(connection, [tenant])
+        state.refresh(connection, [tenant], cause="time")
 
 
 # ---- the version
@@ -255,7 +255,7 @@ class History:
     def no_override(self) -> None:
         with self._database.begin(SYSTEM) as connection:
             overrides.lift(connection, self._tenant, "sso")
-            state.refresh(connection, [self._tenant])
+            state.refresh(connection, [self._tenant], cause="time")
 
     def nothing(self) -> None:
         refresh(self._database, self._tenant, confirmed=(self._tenant,))
@@ -359,11 +359,11 @@ def test_whoever_waits_for_a_document_sees_what_it_waited_for(
 
     with ThreadPoolExecutor(1) as somebody:
         with database.begin(SYSTEM) as connection:
-            state.refresh(connection, [acme])
+            state.refresh(connection, [acme], cause="time")
             waiting = somebody.submit(refresh, other, acme)
             wait_until(lambda: bool(waits(connection)))
             overrides.put(connection, acme, "sso", "true", author="ana", reason="a promise")
-            state.refresh(connection, [acme])
+            state.refresh(connection, [acme], cause="time")
         waiting.result()
 
     assert document(database)["features"]["sso"] == {"enabled": True}
@@ -477,7 +477,7 @@ def test_who_gave_a_feature_and_why_is_not_versioned(database: Database, acme: s
 
     with database.begin(SYSTEM) as connection:
         overrides.put(connection, acme, "sso", "true", author="ben", reason="another promise")
-        state.refresh(connection, [acme])
+        state.refresh(connection, [acme], cause="time")
 
     assert document(database)["version"] == 1
     [row] = rows(database, "SELECT why FROM tenant_states")

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from flask import Flask
 
-from billing.commands import audit, console, doctor, feed, inbox, listen, plans, reconcile, tenants, tokens
+from billing.commands import (
+    audit,
+    console,
+    doctor,
+    feed,
+    inbox,
+    listen,
+    overrides,
+    plans,
+    reconcile,
+    tenants,
+    tokens,
+)
 from billing.commands.base import group
 
 __all__ = [
@@ -15,6 +27,7 @@ __all__ = [
     "inbox",
     "install",
     "listen",
+    "overrides",
     "plans",
     "reconcile",
     "tenants",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ from flask.cli import AppGroup
 
 from billing import errors
 from billing.audit import By
+from billing.operations.base import plain
 from billing.wiring import Billing
 
 ACTOR = "command"
@@ -65,6 +67,15 @@ def by(reason: str) -> By:
     if not reason.strip():
         raise click.BadParameter("must say why", param_hint="--reason")
     return By(ACTOR, reason.strip())
+
+
+def shown(value: Any, as_json: bool, lines: Iterable[str]) -> None:
+    """Print what an operation answered: for programs whole, for people in these lines."""
+    if as_json:
+        click.echo(json.dumps(plain(value)))
+    else:
+        for line in lines:
+            click.echo(line)
 
 
 def minute(at: datetime | None) -> str | None:

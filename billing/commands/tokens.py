@@ -19,7 +19,8 @@ service_tokens = Commands("tokens", help="What other services show to be let in.
 group.add_command(service_tokens)
 
 
-def _end(_context: click.Context, _option: click.Parameter, wanted: str | None) -> datetime | None:
+def end(_context: click.Context, _option: click.Parameter, wanted: str | None) -> datetime | None:
+    """When it ends: on a day, as it begins in UTC, or so many days from now."""
     if wanted == "":
         raise click.BadParameter("must be left out for one that never ends")
     try:
@@ -31,7 +32,7 @@ def _end(_context: click.Context, _option: click.Parameter, wanted: str | None) 
 @service_tokens.command("create")
 @click.argument("name")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(tokens.SCOPES))
-@click.option("--expires", callback=_end, help="2027-01-01, or 90d from now; without it, never.")
+@click.option("--expires", callback=end, help="2027-01-01, or 90d from now; without it, never.")
 @REASONED
 @AS_JSON
 @with_appcontext

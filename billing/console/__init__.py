@@ -10,13 +10,24 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
-from billing.console import access, audit, consumers, doctor, inbox, overview, pages, plans, style
+from billing.console import (
+    access,
+    audit,
+    consumers,
+    doctor,
+    inbox,
+    overview,
+    pages,
+    plans,
+    style,
+    tenants,
+)
 from billing.console.access import WhoIsIt
 from billing.web import answers
 from billing.wiring import Billing
 
 PAGES = (
-    *(overview.page, inbox.page, plans.page, consumers.page, audit.page, doctor.page),
+    *(overview.page, inbox.page, tenants.page, plans.page, consumers.page, audit.page, doctor.page),
     style.page,
 )
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
 from billing.console import access, style
-from billing.errors import BillingError
+from billing.errors import BillingError, StripeFailed
 from billing.web.contract import service
 
 POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -111,6 +111,9 @@ def _read_notice() -> str | None:
 
 
 def _refused(error: BillingError) -> Response:
+    if isinstance(error, StripeFailed):
+        log.warning("stripe.failed", reason=error.reason)
+        error = error.told
     if error.status >= 500:
         log.warning("http.failed", outcome=error.outcome, cause=type(error.__cause__).__name__)
     response = page("refused.html", problem=f"{error}.".replace("..", "."), status=error.status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from alembic import op
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 INDEXES = {
     "ix_audit_log_at_id": "audit_log (at, id)",
