@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from billing import feed
-from billing.db import SERVICE, Database
+from billing import feed, runs
+from billing.db import SERVICE, SYSTEM, Database
 from billing.feed import Cursor, Page
 from tests.conftest import ROOT, TABLES, a_database, link
 from tests.test_db import fill
@@ -73,6 +73,9 @@ def test_a_backup_by_the_recipe_restores_every_row_of_every_table(
     fill(database)
     team(database)  # the catalogue
     refresh(database, "t_fed")  # the end of the feed
+    with database.begin(SYSTEM) as connection:
+        runs.begin(connection, "command")
+        runs.listed(connection, 0)
     was = contents(database_url)
     assert RECIPE
     dump, restore = RECIPE[1].split("\n", 1)

@@ -150,6 +150,8 @@ def test_the_row_says_what_the_event_and_its_signature_say(client: FlaskClient, 
         "looks": 0,
         "settled_at": None,
         "reason": None,
+        "fault": None,
+        "failed_at": [],
     }
 
 

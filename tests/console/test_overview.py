@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from sqlalchemy import text
 
@@ -39,7 +41,7 @@ def test_a_calm_night_needs_nothing(calm: Database, ana: Browser) -> None:
     page = ana.reads("")
 
     assert "Needs attention Nothing. ok" in page
-    assert "dyno:7 alive 0 s ago" in page
+    assert re.search(r"dyno:7 alive \d+ s ago", page)
     assert "release v42" in page
 
 
