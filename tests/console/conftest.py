@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass
 from html import unescape
+from urllib.parse import urlsplit
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from billing import operators
+from billing.console import access
+from billing.db import SYSTEM
+from billing.wiring import Billing
 from tests.conftest import MakeApp
 
 PASSWORD = "correct horse battery staple"
@@ -66,15 +73,23 @@ def stranger(make_app: MakeApp) -> Browser:
 
 @pytest.fixture
 def ana(stranger: Browser) -> Browser:
-    """An operator, signed in."""
-    browser = Browser(stranger.client.application.test_client())
-    browser.signs_in("ana")
-    return browser
+    """An operator who has signed in."""
+    return signed_in(stranger.client.application, "ana")
 
 
 @pytest.fixture
 def raj(stranger: Browser) -> Browser:
-    """A viewer, signed in."""
-    browser = Browser(stranger.client.application.test_client())
-    browser.signs_in("raj")
+    """A viewer who has signed in."""
+    return signed_in(stranger.client.application, "raj")
+
+
+def signed_in(app: Flask, name: str) -> Browser:
+    """A browser with a session, as signing in leaves it: to check a password takes longer than most tests."""
+    token = secrets.token_urlsafe(32)
+    billing: Billing = app.extensions["billing"]
+    [user] = [user for user in billing.settings.billing_console_users if user.name == name]
+    with billing.db.begin(SYSTEM) as connection:
+        operators.open_session(connection, token, name, user.fingerprint)
+    browser = Browser(app.test_client())
+    browser.client.set_cookie(access.COOKIE, token, domain=urlsplit(HERE).hostname or "")
     return browser

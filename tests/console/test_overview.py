@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from billing.db import SYSTEM, Database
 from tests.conftest import MakeApp, link
-from tests.console.conftest import USERS, Browser
+from tests.console.conftest import USERS, Browser, signed_in
 
 EVENT = """
     INSERT INTO inbox (event_id, type, body, state, settled_at, reason, received_at, sent_at)
@@ -54,10 +54,9 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
     link(database, "t_new", "cus_new")
     do(database, "INSERT INTO stripe_customers (stripe_customer_id) VALUES ('cus_new')")
     do(database, GONE)
-    browser = Browser(make_app(BILLING_CONSOLE_USERS=USERS, BILLING_EXPECT_WEBHOOK_EVERY="30m").test_client())
-    browser.signs_in("raj")
+    raj = signed_in(make_app(BILLING_CONSOLE_USERS=USERS, BILLING_EXPECT_WEBHOOK_EVERY="30m"), "raj")
 
-    page = browser.reads("")
+    page = raj.reads("")
 
     assert [
         sentence
@@ -73,7 +72,7 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
         if sentence not in page
     ] == []
     assert page.index("problem Stripe has posted") < page.index("warning 3 events wait")
-    assert "/billing/console/inbox/events?state=buried" in browser.opens("").text
+    assert "/billing/console/inbox/events?state=buried" in raj.opens("").text
 
 
 def test_the_doctor_is_asked_in_a_browser_too(ana: Browser) -> None:

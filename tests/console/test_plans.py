@@ -11,7 +11,7 @@ from billing import subscriptions
 from billing.db import SYSTEM, Database
 from sandbox.server import Control
 from tests.conftest import MakeApp, rows
-from tests.console.conftest import USERS, Browser
+from tests.console.conftest import USERS, Browser, signed_in
 from tests.deliveries import Json, a_catalogue
 from tests.shopping import goods
 from tests.test_commands import NO_WAY_TO_STRIPE, say
@@ -19,9 +19,7 @@ from tests.test_portal_flows import a_configuration
 
 
 def a_browser(make_app: MakeApp, **settings: str) -> Browser:
-    browser = Browser(make_app(BILLING_CONSOLE_USERS=USERS, **settings).test_client())
-    browser.signs_in("ana")
-    return browser
+    return signed_in(make_app(BILLING_CONSOLE_USERS=USERS, **settings), "ana")
 
 
 def subscribed(database: Database, price: str, *statuses: str) -> None:
