@@ -13,6 +13,7 @@ from billing.audit import By
 from billing.console import pages
 from billing.console.access import acted, viewed
 from billing.console.pages import Refused
+from billing.errors import OtherCustomer
 from billing.operations import events as inbox
 from billing.operations.events import Dealt, Story, Wanted
 from billing.telemetry import observed
@@ -95,7 +96,11 @@ def link(by: By) -> Any:
     event_id, tenant_id = _id(request.form), request.form.get("tenant", "").strip()
     if not is_id(tenant_id):
         raise Refused("Say which tenant it is, by its id.", 400)
-    linked = inbox.link(service(), by, event_id, tenant_id)
+    try:
+        linked = inbox.link(service(), by, event_id, tenant_id)
+    except OtherCustomer:
+        sentence = f"{tenant_id} has another customer. On its page you can put this one in that one's place."
+        raise Refused(sentence, 409) from None
     if linked is None:
         raise Refused("There is no such event, or it names no customer.", 404)
     said = (

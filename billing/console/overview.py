@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint
+from flask import Blueprint, request
 
 from billing.console import pages
 from billing.console.access import viewed
@@ -19,5 +19,5 @@ page = Blueprint("overview", __name__)
 @observed("console.overview")
 @viewed
 def show() -> Any:
-    """What needs attention first, then how all is."""
-    return pages.page("overview.html", seen=overview(service()))
+    """What needs attention first, then how all is. It renews itself only for those who want it to."""
+    return pages.page("overview.html", seen=overview(service()), renews=request.args.get("renew") == "1")

@@ -32,7 +32,8 @@ class Attention:
     level: Literal["problem", "warning"]
     sentence: str
     place: Place
-    state: str = ""  # which events, of the inbox
+    state: str = ""  # of which events or tenants
+    tenant_id: str = ""  # which tenant alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def _problems(billing: Billing, taken: Vitals, why: str) -> Iterator[Attention]:
     if not taken.workers:
         yield Attention("problem", "No worker is alive: nothing is applied until one is", "doctor")
     if taken.buried:
-        yield Attention("problem", f"{many(taken.buried)} events are buried: {why}", "inbox", "buried")
+        buried = _said(taken.buried, "event is buried", "events are buried")
+        yield Attention("problem", f"{buried}: {why}", "inbox", "buried")
     if taken.oldest_unprocessed is not None and taken.oldest_unprocessed > LATE.total_seconds():
         sentence = f"The oldest event that is not done came {span(taken.oldest_unprocessed)} ago"
         yield Attention("problem", sentence, "inbox", "due")
@@ -76,16 +78,20 @@ def _problems(billing: Billing, taken: Vitals, why: str) -> Iterator[Attention]:
 def _warnings(taken: Vitals, reconciled: Standing) -> Iterator[Attention]:
     for needing in reconciled.needing[:NAMED]:
         sentence = f"{needing.tenant_id}: {NEEDS[needing.kind]} ({needing.customer})"
-        yield Attention("warning", sentence, "tenants")
+        yield Attention("warning", sentence, "tenants", tenant_id=needing.tenant_id)
     if len(reconciled.needing) > NAMED:
         rest = len(reconciled.needing) - NAMED
         yield Attention("warning", f"{rest} more tenants have a customer that cannot be right", "tenants")
     if taken.waiting:
-        sentence = f"{many(taken.waiting)} events wait for somebody to own their customer"
-        yield Attention("warning", sentence, "inbox", "waiting")
+        waiting = _said(taken.waiting, "event waits", "events wait")
+        yield Attention("warning", f"{waiting}: no tenant owns the customer", "inbox", "waiting")
     if taken.never_synced:
-        sentence = f"Stripe was never asked about {many(taken.never_synced)} linked tenants"
-        yield Attention("warning", sentence, "tenants")
+        linked = _said(taken.never_synced, "linked tenant", "linked tenants")
+        yield Attention("warning", f"Stripe was never asked about {linked}", "tenants", "never")
     for one in taken.consumers:
         if one.behind >= FAR_BEHIND:
             yield Attention("warning", f"{one.name} is {many(one.behind)} changes behind", "consumers")
+
+
+def _said(number: int, one: str, more: str) -> str:
+    return f"{many(number)} {one if number == 1 else more}"

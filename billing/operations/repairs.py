@@ -88,6 +88,11 @@ class Sides:
     id: str
     rows: Sequence[Row]
 
+    @property
+    def differs(self) -> bool:
+        """Whether anything of it does."""
+        return any(row.differs for row in self.rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -121,15 +126,13 @@ def compare(billing: Billing, tenant_id: str) -> Compared:
         raise
     document = _rows(versions.flat(beside.here.document), versions.flat(beside.there.document))
     held, told = beside.here.subscriptions, beside.there.subscriptions
-    subscriptions = [
-        Sides(id, _rows(_facts(held.get(id)), _facts(told.get(id)))) for id in sorted({*held, *told})
-    ]
+    sides = [Sides(id, _rows(_facts(held.get(id)), _facts(told.get(id)))) for id in sorted({*held, *told})]
     return Compared(
         tenant_id,
         customer,
-        not any(row.differs for row in (*document, *(row for one in subscriptions for row in one.rows))),
+        not any(row.differs for row in document) and not any(one.differs for one in sides),
         document,
-        subscriptions,
+        sorted(sides, key=lambda one: not one.differs),
         beside.is_deleted,
         beside.is_overtaken,
         is_owed,

@@ -127,6 +127,18 @@ def test_an_unknown_customer_is_linked_and_what_waited_for_it_is_applied(
     assert unnamed.status_code == 400
 
 
+def test_a_tenant_that_has_another_customer_is_told_where_it_can_be_replaced(
+    ana: Browser, database: Database, customer: str
+) -> None:
+    link(database, "t_old", "cus_old")
+    event = tell(database, customer)
+    take_in(database)
+
+    answer = ana.sends("inbox/link", seen=event_page(event), id=event, tenant="t_old", reason="moved")
+
+    assert (answer.status_code, "t_old has another customer. On its page" in words(answer)) == (409, True)
+
+
 # ---- finding
 
 

@@ -45,6 +45,14 @@ def test_a_calm_night_needs_nothing(calm: Database, ana: Browser) -> None:
     assert "release v42" in page
 
 
+def test_the_page_renews_itself_for_who_wants_it_only(ana: Browser) -> None:
+    asked = "?renew=1"
+    assert 'http-equiv="refresh"' not in ana.opens("").text
+    assert 'http-equiv="refresh" content="30"' in ana.opens(asked).text
+    assert f'href="/billing/console/{asked}"' in ana.opens("").text
+    assert 'href="/billing/console/">Stop that' in ana.opens(asked).text
+
+
 def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
     database: Database, make_app: MakeApp
 ) -> None:
@@ -66,13 +74,14 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
             "problem The oldest event that is not done came 60 min ago",
             "problem Stripe has posted nothing for 60 min",
             "warning t_new: its customer was deleted at Stripe (cus_new)",
-            "warning 3 events wait for somebody to own their customer",
-            "warning Stripe was never asked about 1 linked tenants",
+            "warning 3 events wait: no tenant owns the customer",
+            "warning Stripe was never asked about 1 linked tenant ",
         )
         if sentence not in page
     ] == []
     assert page.index("problem Stripe has posted") < page.index("warning 3 events wait")
-    assert "/billing/console/inbox/events?state=buried" in raj.opens("").text
+    for lead in ("inbox/events?state=buried", "tenants/one?id=t_new", "tenants/?state=never", "doctor"):
+        assert f'href="/billing/console/{lead}"' in raj.opens("").text
 
 
 def test_the_doctor_is_asked_in_a_browser_too(ana: Browser) -> None:
