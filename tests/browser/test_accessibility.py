@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]  # it has no stubs
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
+from tests.browser.console import HOME, Operator, a_stranger, on_duty, poison, takes_seats
 from tests.browser.stage import Actor, Stage
+from tests.sandbox.conftest import wait_until
 
+OF_LOOKS = ("color-contrast", "link-in-text-block", "scrollable-region-focusable", "target-size")
 GRAVE = {"serious", "critical"}
 PHONE = {"width": 390, "height": 844}
 
@@ -74,15 +78,92 @@ def the_portal(ada: Actor) -> Iterator[str]:
     ada.sees_plan("Team, 6 seats")
 
 
-def problems_of(page: Page) -> list[str]:
-    """What axe-core calls serious or worse, with the first place of each; and a page wider than its window."""
-    violations: list[dict[str, Any]] = Axe().run(page).response["violations"]
+def a_night(ada: Operator, stage: Stage) -> Iterator[str]:
+    """Every page of the console, where something is wrong; in the end it is not any more."""
+    page = ada.page
+    page.goto(stage.service + HOME)
+    ada.tries("ada", "a guess")
+    expect(page.get_by_role("alert")).to_be_visible()
+    yield "the sign-in, turned away"
+    ada.comes_in()
+    yield "the overview, calm"
+    poison(stage)
+    stranger = a_stranger(stage)
+    ada.waits_to_see("is buried", "no tenant owns the customer")
+    yield "the overview, with attention"
+    yield from the_inbox(ada, stranger)
+    yield from a_tenant(ada, stage)
+    for place in ("Plans", "Audit", "Doctor"):
+        ada.turns_to(place)
+        yield place
+    ada.turns_to("Consumers")
+    ada.opens("New token")
+    yield "consumers, with a form"
+    page.goto(f"{stage.service}{HOME}nowhere")
+    yield "a refusal"
+
+
+def the_inbox(ada: Operator, stranger: str) -> Iterator[str]:
+    """Its groups, a list and events; and at the end nothing of it is left to do."""
+    ada.turns_to("Inbox")
+    yield "the inbox, by reasons"
+    ada.follows("names no customer")
+    ada.opens("Ignore all 1 matching")
+    yield "events, with a form"
+    ada.follows("evt_")
+    ada.does("Reveal", because="to see what it says")
+    yield "an event, revealed"
+    ada.does("Ignore", because="seen")
+    ada.is_told("It is ignored.")
+    ada.turns_to("Inbox")
+    ada.follows(stranger)
+    ada.follows("evt_")
+    ada.does(f"Link {stranger} to a tenant", tenant=f"owner-of-{stranger}", because="asked for by phone")
+    ada.is_told("now. ")
+
+
+def a_tenant(ada: Operator, stage: Stage) -> Iterator[str]:
+    """A tenant that Stripe says more of than we know."""
+    customer = stage.run.customer()
+    takes_seats(stage, customer, 5)
+    wait_until(lambda: stage.document()["quantity"] == 5)
+    stage.control.webhooks(drop=1)
+    takes_seats(stage, customer, 9)
+    ada.turns_to("Tenants")
+    yield "tenants"
+    ada.follows("acme")
+    ada.opens("Add override")
+    yield "a tenant, with a form"
+    ada.follows("Compare with Stripe")
+    yield "a comparison"
+    ada.page.goto(f"{stage.service}{HOME}tenants/link?id=acme&customer={customer}")
+    yield "a customer to be linked"
+
+
+def problems_of(page: Page, *rules: str) -> list[str]:
+    """What axe-core calls serious or worse, with the first place of each; and a page wider than its window.
+
+    By all its rules, or by these.
+    """
+    options: dict[str, Any] = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+    violations: list[dict[str, Any]] = Axe().run(page, options=options).response["violations"]
     is_wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
     return ["wider than its window"] * is_wide + [
         f"{one['id']}: {one['help']} ({one['nodes'][0]['target']})"
         for one in violations
         if one["impact"] in GRAVE
     ]
+
+
+@contextmanager
+def on_a_phone_in_the_dark(page: Page) -> Iterator[None]:
+    """The same page, looked at so, and then as before."""
+    size = page.viewport_size
+    page.set_viewport_size(PHONE)  # type: ignore[arg-type]  # Playwright's own size
+    page.emulate_media(color_scheme="dark")
+    yield
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(size)  # type: ignore[arg-type]  # None only where there is no window
 
 
 @pytest.mark.parametrize(
@@ -99,26 +180,55 @@ def test_axe_finds_nothing_serious_on_any_page_and_none_is_too_wide(
     assert found == {}
 
 
+def test_axe_finds_nothing_serious_in_the_console_and_no_page_of_it_is_too_wide(stage: Stage) -> None:
+    found = {}
+    with stage.actor(reduced_motion="reduce") as actor:
+        ada = Operator(stage, actor.page)
+        for name in a_night(ada, stage):
+            found[name] = problems_of(ada.page)
+            with on_a_phone_in_the_dark(ada.page):
+                found[f"{name}, on a phone in the dark"] = problems_of(ada.page, *OF_LOOKS)
+
+    assert {name: problems for name, problems in found.items() if problems} == {}
+
+
+def test_an_event_is_ignored_without_a_mouse(stage: Stage) -> None:
+    with on_duty(stage) as ada:
+        event = poison(stage)
+        ada.waits_to_see("1 event is buried")
+        ada.page.goto(f"{stage.service}{HOME}inbox/event?id={event}")
+        reach(ada.page, ada.sheet.locator("summary", has_text="Ignore"))
+        ada.page.keyboard.press("Enter")
+        reach(ada.page, ada.page.get_by_label("Reason").locator("visible=true"))
+        ada.page.keyboard.type("a test of the vendor's")
+        ada.page.keyboard.press("Enter")
+
+        ada.is_told("It is ignored.")
+
+
 def test_a_purchase_needs_no_mouse(stage: Stage) -> None:
     with stage.actor() as ada:
         ada.opens_the_demo()
-        reach(ada.page, "Upgrade: Team, by the month")
+        reach(ada.page, button(ada.page, "Upgrade: Team, by the month"))
         ada.page.keyboard.press("Enter")
         ada.page.wait_for_url("**/c/pay/**")
-        reach(ada.page, "Pay $60.00")
+        reach(ada.page, button(ada.page, "Pay $60.00"))
         ada.page.keyboard.press("Enter")
 
         ada.page.wait_for_url("**/demo**")
         ada.sees_plan("Team, 5 seats")
 
 
-def reach(page: Page, name: str) -> None:
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def reach(page: Page, wanted: Locator) -> None:
     """By the tabulator, with the focus in sight all the way."""
-    wanted = page.get_by_role("button", name=name, exact=True)
     for _ in range(60):
         page.keyboard.press("Tab")
-        if wanted.evaluate("button => button === document.activeElement"):
+        if wanted.evaluate("wanted => wanted === document.activeElement"):
             shows = "getComputedStyle(document.activeElement).outlineStyle"
             assert page.evaluate(shows) != "none"
             return
-    raise AssertionError(f"the tabulator never comes to {name}")
+    raise AssertionError(f"the tabulator never comes to {wanted}")
