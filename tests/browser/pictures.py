@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Page, expect
 
+from tests.browser.console import Operator, a_stranger, on_duty, poison, takes_seats
 from tests.browser.stage import CHROMIUM, PATIENCE, Actor, Stage, a_stage
 from tests.conftest import ROOT
+from tests.sandbox.conftest import wait_until
 
 PICTURES = ROOT / "docs" / "pictures"
 WIDE = {"width": 1180, "height": 760}
 PHONE = {"width": 390, "height": 844}
+BY_NIGHT: dict[str, Any] = {"viewport": PHONE, "device_scale_factor": 2, "color_scheme": "dark"}
 
 
 def main() -> None:
@@ -27,8 +31,13 @@ def main() -> None:
         stage.control.webhooks(delay=3)
         with stage.actor(viewport=WIDE, device_scale_factor=2, color_scheme="light") as ada:
             of_the_race(ada)
-        with stage.actor(viewport=PHONE, device_scale_factor=2, color_scheme="dark") as ada:
+        with stage.actor(**BY_NIGHT) as ada:
             of_a_phone(ada, stage)
+        stage.clear_the_stage()
+        with on_duty(stage, viewport=WIDE, device_scale_factor=2, color_scheme="light") as operator:
+            of_a_night(operator, stage)
+        with on_duty(stage, **BY_NIGHT) as operator:
+            of_the_same_on_a_phone(operator)
 
 
 def of_the_race(ada: Actor) -> None:
@@ -55,6 +64,38 @@ def of_a_phone(ada: Actor, stage: Stage) -> None:
     ada.opens_the_demo()
     ada.sees_plan("Team, 5 seats", "payment failed")
     take(ada.page, "grace")
+
+
+def of_a_night(ada: Operator, stage: Stage) -> None:
+    """What is wrong, why it is, a tenant's whole story, and how it stands beside Stripe."""
+    customer = stage.run.customer()
+    takes_seats(stage, customer, 5)
+    wait_until(lambda: stage.document()["quantity"] == 5, seconds=PATIENCE / 1000)
+    for _ in range(3):
+        poison(stage)
+    a_stranger(stage)
+    ada.waits_to_see("3 events are buried", "no tenant owns the customer")
+    take(ada.page, "console-overview")
+    ada.turns_to("Inbox")
+    take(ada.page, "console-inbox")
+    ada.follows("names no customer")
+    ada.follows("evt_")
+    ada.opens("Ignore")
+    take(ada.page, "console-event")
+    ada.turns_to("Tenants")
+    ada.follows("acme")
+    ada.does("Add override", feature="notes", value="80", because="promised until they have moved")
+    take(ada.page, "console-tenant")
+    stage.control.webhooks(drop=1)
+    takes_seats(stage, customer, 9)
+    ada.follows("Compare with Stripe")
+    take(ada.page, "console-compare")
+
+
+def of_the_same_on_a_phone(ada: Operator) -> None:
+    """For whoever is woken by it."""
+    expect(ada.part("Needs attention")).to_contain_text("3 events are buried")
+    take(ada.page, "console-phone")
 
 
 def take(page: Page, name: str) -> None:
