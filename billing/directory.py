@@ -75,6 +75,20 @@ def in_state(connection: Connection, state: str, *, after: str, most: int) -> li
     return list(connection.scalars(_IN_STATE, {"state": state, "after": after, "most": most}))
 
 
+_COUNTED = text("""
+    SELECT given.state, counted.n FROM unnest(CAST(:states AS text[])) AS given (state)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS n FROM (SELECT FROM tenant_states WHERE state = given.state LIMIT :most) AS those
+    ) AS counted
+""")
+
+
+def counted(connection: Connection, states: Collection[str], *, most: int) -> dict[str, int]:
+    """How many documents say each state, counted up to `most` and one more."""
+    found = connection.execute(_COUNTED, {"states": list(states), "most": most + 1})
+    return {row[0]: row[1] for row in found}
+
+
 def never_synced(connection: Connection, *, after: str, most: int) -> list[tuple[str, str]]:
     """Customers Stripe has never told about, each with the tenant it is linked to."""
     along_indexes(connection)

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from billing import feed, inbox, reconcile, triage, vitals
+from billing import directory, feed, inbox, reconcile, triage, vitals
 from billing.db import SYSTEM
 from billing.doctor import FAR_BEHIND, LATE
 from billing.drift import Kind
 from billing.findings import many, span
 from billing.inbox import Lately
+from billing.policy import STATES
 from billing.reconcile import Standing
 from billing.vitals import Vitals
 from billing.wiring import Billing
 
+COUNTED = 10_000
 NAMED = 3  # of the tenants whose customers cannot be right
 NEEDS: dict[Kind, str] = {
     "customer_deleted": "its customer was deleted at Stripe",
@@ -43,6 +45,7 @@ class Overview:
     attention: list[Attention]
     vitals: Vitals
     lately: Lately
+    tenants: dict[str, int]  # by state, counted up to COUNTED
     reconciled: Standing
     head: str
 
@@ -53,12 +56,13 @@ def overview(billing: Billing) -> Overview:
         taken = vitals.taken(connection)
         lately = inbox.lately(connection)
         failures = triage.failures(connection)
+        tenants = directory.counted(connection, STATES, most=COUNTED)
         reconciled = reconcile.standing(connection)
         head = str(feed.overview(connection).head)
     buried = [one for one in failures if one.state == "buried"]
     why = ", ".join(f"{one.events} \N{MULTIPLICATION SIGN} {one.reason}" for one in buried)
     found = [*_problems(billing, taken, why), *_warnings(taken, reconciled)]
-    return Overview(found, taken, lately, reconciled, head)
+    return Overview(found, taken, lately, tenants, reconciled, head)
 
 
 def _problems(billing: Billing, taken: Vitals, why: str) -> Iterator[Attention]:

@@ -84,6 +84,14 @@ def test_what_is_wrong_stands_first_and_leads_to_where_it_is_mended(
         assert f'href="/billing/console/{lead}"' in raj.opens("").text
 
 
+def test_tenants_are_counted_by_their_state(calm: Database, ana: Browser) -> None:
+    three = "SELECT 't_' || n, 'grace' FROM generate_series(1, 3) AS n"
+    do(calm, f"INSERT INTO tenant_states (tenant_id, state) {three}")
+
+    assert "active 0 active trialing 0 trialing grace 3 grace suspended 0" in ana.reads("")
+    assert "t_2" in ana.reads("tenants/?state=grace")
+
+
 def test_the_doctor_is_asked_in_a_browser_too(ana: Browser) -> None:
     page = ana.reads("doctor")
 
