@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
@@ -81,6 +82,7 @@ def listening() -> Iterator[Heard]:
         trace.set_tracer_provider(_provider)
     os.environ[ENDPOINT] = "http://127.0.0.1:9"  # that there is one is all that matters: nothing is sent
     _provider.is_listening = True
+    connect = vars(psycopg.Connection)["connect"]
     try:
         yield Heard(_provider.exporter)
     finally:
@@ -89,6 +91,8 @@ def listening() -> Iterator[Heard]:
         del os.environ[ENDPOINT]
         if PsycopgInstrumentor().is_instrumented_by_opentelemetry:
             PsycopgInstrumentor().uninstrument()
+            # It puts back what makes no subclass: `ImpatientConnection.connect` would be psycopg's own.
+            psycopg.Connection.connect = connect  # type: ignore[method-assign]
 
 
 # ---- figures
