@@ -37,11 +37,16 @@ SEVERAL = documents.tenant(1)
 # By route, or by its beginning: addresses that go further than the plain page.
 ASKED: Mapping[str, Sequence[str]] = {
     "": [""],
-    "/inbox": [
-        *("", "?state=buried", "?state=waiting", "?state=settled", "?type=invoice.paid", "?q=cus_nobody"),
-        *(f"?q=cus_{SEVERAL}", f"?q={SEVERAL}"),
+    "/inbox": [""],
+    "/inbox/events": [
+        *("", "?state=buried", "?state=waiting", "?state=settled", "?type=invoice.paid", "?of=cus_nobody"),
+        *(f"?of=cus_{SEVERAL}", f"?of={SEVERAL}", "?reason=names+no+customer", "?span=week"),
     ],
-    "/tenants": ["", f"?q={SEVERAL}", "?q=nobody", f"?q=cus_{SEVERAL}", "?state=grace", f"?q=sub_{SEVERAL}"],
+    "/inbox/event": ["?id=evt_7"],
+    "/tenants/": [
+        *("", f"?q={SEVERAL}", "?q=nobody", f"?q=cus_{SEVERAL}", "?state=grace", "?state=none", "?state=never"),
+        *(f"?q=sub_{SEVERAL}", "?q=in_1", "?q=evt_7", "?q=tenant-00", "?q=tenant-00&state=active"),
+    ],
     "/tenants/one": [f"?id={SEVERAL}"],
     "/audit": [
         *("", "?action=portal", "?action=token.revoke", "?outcome=nothing", f"?tenant={SEVERAL}"),
