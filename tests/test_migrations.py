@@ -206,6 +206,51 @@ def test_a_release_may_have_an_owner_of_its_own(
     drop_role(server_url, role, empty_database_url)
 
 
+def test_while_a_release_is_under_way_the_one_before_writes_what_it_always_did(
+    server_url: str, empty_database_url: str
+) -> None:
+    """It may use no table that is new; and it locks documents by their tenants, wherever they lie."""
+    role = f"billing_test_service_{secrets.token_hex(3)}"
+    service_url = make_url(empty_database_url).set(username=role).render_as_string(hide_password=False)
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'test'").format(sql.Identifier(role)))
+    owner = {"MIGRATIONS_DATABASE_URL": empty_database_url}
+    alembic(service_url, "upgrade", "0012", **owner)
+    with psycopg.connect(plain(empty_database_url)) as before_the_end:
+        before_the_end.execute(sql.SQL("REVOKE ALL ON tenant_words FROM {}").format(sql.Identifier(role)))
+
+    with (
+        psycopg.connect(plain(service_url)) as writer,
+        psycopg.connect(plain(empty_database_url), autocommit=True) as neighbour,
+        ThreadPoolExecutor(1) as release,
+    ):
+        writer.execute("SELECT set_config('billing.scope', 'system', false)")
+        for tenant in ("t_2", "t_1"):
+            writer.execute("INSERT INTO tenant_config (tenant_id, name) VALUES (%s, 'Acme')", [tenant])
+            writer.execute(
+                """INSERT INTO tenant_states (tenant_id, body) VALUES (%s, '{"state": "active"}')""", [tenant]
+            )
+        assert writer.execute("SELECT current_setting('billing.scope')").fetchall() == [("system",)]
+        writer.commit()
+        lock = "SELECT FROM tenant_states WHERE tenant_id = %s FOR NO KEY UPDATE NOWAIT"
+        writer.execute(lock, ["t_1"])
+        released = release.submit(alembic, service_url, "upgrade", "head", **owner)
+        until(
+            neighbour,
+            """SELECT EXISTS (SELECT FROM pg_stat_activity
+                              WHERE datname = current_database() AND wait_event_type = 'Lock')""",
+        )
+        writer.execute(lock, ["t_2"])
+        writer.commit()
+        released.result()
+        words = writer.execute("SELECT word, tenant_id FROM tenant_words ORDER BY 1, 2").fetchall()
+        found = writer.execute("SELECT state, count(*) FROM tenant_states GROUP BY 1").fetchall()
+
+    assert words == [("acme", "t_1"), ("acme", "t_2"), ("t_1", "t_1"), ("t_2", "t_2")]
+    assert found == [("active", 2)]
+    drop_role(server_url, role, empty_database_url)
+
+
 def drop_role(server_url: str, role: str, database_url: str) -> None:
     """Roles outlive databases; a role that may do something in one cannot be dropped."""
     inside = make_url(server_url).set(database=make_url(database_url).database)

@@ -2,7 +2,8 @@
 
 Whatever a tenant is found by is a column that is compared as it is: behind row-level security, no index of an
 expression is ever searched. Triggers keep the words, for services of the house write `tenant_config` too, and
-so does the release before.
+so does the release before. Neither may write the words themselves: the function does it by its owner's rights,
+as the service itself, and nobody else may hang it on a table of their own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ down_revision = "0010"
 
 IN_SYSTEM = "current_setting('billing.scope', true) = 'system'"
 KEEP_WORDS = """
-    CREATE OR REPLACE FUNCTION keep_tenant_words() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION keep_tenant_words() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    DECLARE
+        writers text := current_setting('billing.scope', true);
     BEGIN
+        PERFORM set_config('billing.scope', 'system', true);
         IF TG_OP = 'UPDATE' OR TG_OP = 'DELETE' THEN
             DELETE FROM tenant_words
             WHERE tenant_id = OLD.tenant_id AND word <> lower(left(OLD.tenant_id, 500));
@@ -31,6 +36,7 @@ KEEP_WORDS = """
             FROM (VALUES (NEW.tenant_id), (NEW.name), (NEW.email)) AS w (word) WHERE w.word <> ''
             ON CONFLICT DO NOTHING;
         END IF;
+        PERFORM set_config('billing.scope', coalesce(writers, ''), true);
         RETURN NULL;
     END $$
 """
@@ -82,6 +88,7 @@ def create_words() -> None:
     op.create_index("ix_tenant_words_tenant_id", "tenant_words", ["tenant_id"])
     hide("tenant_words")
     op.execute(KEEP_WORDS)
+    op.execute("REVOKE EXECUTE ON FUNCTION keep_tenant_words() FROM PUBLIC")
     for table, when in TRIGGERS.items():
         op.execute(
             f"CREATE TRIGGER keep_words {when} ON {table} FOR EACH ROW EXECUTE FUNCTION keep_tenant_words()"
