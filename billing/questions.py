@@ -382,7 +382,7 @@ _STALEST = text("""
           SELECT FROM tenant_config t
           WHERE t.stripe_customer_id = c.stripe_customer_id AND t.stripe_customer_id <> ''
       )
-    ORDER BY c.answered_at LIMIT :most
+    ORDER BY c.answered_at LIMIT :most FOR NO KEY UPDATE OF c SKIP LOCKED
 """)
 _UNASKED = text("""
     WITH stretch AS (
@@ -415,7 +415,7 @@ _HOW_MANY = text("""
 
 
 def stalest(connection: Connection, *, older: timedelta, most: int) -> Sequence[str]:
-    """Linked customers whose last answer is this old, the oldest first."""
+    """Linked customers whose last answer is this old, the oldest first: locked, and none that others have."""
     along_indexes(connection)
     return connection.scalars(_STALEST, {"older": older, "most": most}).all()
 

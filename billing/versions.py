@@ -135,10 +135,10 @@ _PRUNE = text("""
 _FORGET = text("DELETE FROM tenant_versions WHERE tenant_id = :tenant")
 
 
-def prune(connection: Connection, most: int = PRUNED_AT_ONCE) -> int:
-    """Forget the oldest of those that nobody needs any more. How many those were."""
+def prune(connection: Connection) -> int:
+    """Forget the oldest of those that nobody needs any more. How many those were; at most PRUNED_AT_ONCE."""
     along_indexes(connection)
-    return int(connection.scalar(_PRUNE, {"most": most, "kept": KEPT}))
+    return int(connection.scalar(_PRUNE, {"most": PRUNED_AT_ONCE, "kept": KEPT}))
 
 
 def forget(connection: Connection, tenant_id: str) -> None:

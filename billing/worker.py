@@ -81,13 +81,13 @@ class Worker:
 
     def _list_chores(self) -> list[Chore]:
         return [
+            Chore("clock", EVERY_SECOND, self._let_time_pass),  # before those that may take long
             Chore("sweep", timedelta(seconds=30), self._sweep),
             Chore("prune", timedelta(minutes=10), self._prune),
             Chore("meet", timedelta(minutes=1), self._meet),
             Chore("walk", EVERY_SECOND, self._walk),
             Chore("look", timedelta(minutes=5), self._begin_looking),
             Chore(cataloguing.CHORE, cataloguing.LEASE, self._begin_cataloguing, look=2 * EVERY_SECOND),
-            Chore("clock", EVERY_SECOND, self._let_time_pass),
         ]
 
     @property
@@ -154,7 +154,7 @@ class Worker:
         if claimed:
             self._apply(claimed)
         for chore in self._chores:
-            chore.do(self._db)
+            self._do(chore)
         return bool(claimed or asked)
 
     def _beat(self) -> None:
@@ -239,6 +239,17 @@ class Worker:
 
     # ---- chores
 
+    def _do(self, chore: Chore) -> None:
+        """What goes wrong with one is no reason to leave out the others: it is done at its next time."""
+        try:
+            chore.do(self._db)
+        except ServiceUnavailable as e:
+            log.warning("chore.failed", chore=chore.name, outcome=e.outcome)
+        except UnsafeRole:
+            raise
+        except Exception:
+            log.exception("chore.failed", chore=chore.name)
+
     def _sweep(self) -> None:
         with self._db.begin(SYSTEM) as connection:
             inbox.sweep(connection)
@@ -262,9 +273,9 @@ class Worker:
         while self._pruned_events is not None and time.monotonic() < until:
             with self._db.begin(SYSTEM) as connection:
                 self._pruned_events = inbox.prune(connection, after=self._pruned_events)
+        _until_done(_prune_versions, self._db, full=versions.PRUNED_AT_ONCE)
         with self._db.begin(SYSTEM) as connection:
             workers.prune(connection)
-            versions.prune(connection)
             self._pruned_customers = questions.prune(connection, after=self._pruned_customers)
         reconcile.prune(self._db)
 
@@ -301,10 +312,15 @@ class Worker:
             log.warning("catalogue.failed", reason=e.reason)
 
 
-def _until_done(step: Callable[[Database], int], db: Database) -> None:
+def _prune_versions(db: Database) -> int:
+    with db.begin(SYSTEM) as connection:
+        return versions.prune(connection)
+
+
+def _until_done(step: Callable[[Database], int], db: Database, *, full: int = state.CHUNK) -> None:
     """Chunk after chunk, each its own transaction, until one is not full or it takes too long."""
     until = time.monotonic() + CHORE_SECONDS
-    while step(db) == state.CHUNK and time.monotonic() < until:
+    while step(db) == full and time.monotonic() < until:
         pass
 
 
@@ -314,7 +330,7 @@ class Chore:
     def __init__(
         self, name: str, every: timedelta, work: Callable[[], object], *, look: timedelta | None = None
     ) -> None:
-        self._name = name
+        self.name = name
         self._every = every
         self._look = look or every  # sooner, where somebody may hasten it
         self._work = work
@@ -326,7 +342,7 @@ class Chore:
             return
         self.next_look = time.monotonic() + self._look.total_seconds()
         with db.begin(SYSTEM) as connection:
-            is_ours = chores.take(connection, self._name, self._every)
+            is_ours = chores.take(connection, self.name, self._every)
         if is_ours:
             self._work()
 

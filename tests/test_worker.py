@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from billing import inbox, sync
+from billing import inbox, questions, sync, versions
 from billing.db import SYSTEM, Database
 from billing.inbox import Claimed
 from billing.worker import Worker
@@ -413,8 +413,15 @@ def test_forgetting_goes_in_batches_to_its_end(
     environ: dict[str, str], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inbox, "PRUNED_AT_ONCE", 5)
-    for _ in range(12):
+    monkeypatch.setattr(versions, "PRUNED_AT_ONCE", 5)
+    for number in range(12):
         tell(database, "cus_1")
+        rows(
+            database,
+            "INSERT INTO tenant_versions (tenant_id, version, at, cause, changes)"
+            " VALUES ('t_1', :number, now() - interval '36 days', 'catalogue', '{}') RETURNING 1",
+            number=number,
+        )
     rows(
         database,
         "UPDATE inbox SET state = 'settled', settled_at = now(), received_at = now() - interval '36 days'"
@@ -424,9 +431,38 @@ def test_forgetting_goes_in_batches_to_its_end(
         worker.work()
 
     assert inbox_of(database) == []
+    assert rows(database, "SELECT FROM tenant_versions") == []
 
 
 # ---- chores
+
+
+def test_a_chore_that_cannot_have_a_customer_costs_the_others_nothing(
+    environ: dict[str, str],
+    database: Database,
+    acme: str,
+    customer: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Somebody holds the customer who was not asked about for longest, and one who was never met."""
+    with a_worker(environ) as worker:
+        until_quiet(worker)
+    rows(
+        database,
+        "UPDATE stripe_customers SET answered_at = now() - interval '30 hours', wanted_at = NULL RETURNING 1",
+    )
+    link(database, "t_new", "cus_new")
+    rows(database, "DELETE FROM chores RETURNING 1")
+    said = logged(caplog)
+    with a_worker(environ) as worker, database.begin(SYSTEM) as connection:
+        questions.lock(connection, customer)
+        questions.lock(connection, "cus_new")
+        worker.work()
+
+    done = {row["name"] for row in rows(database, "SELECT name FROM chores")}
+    failed = [line["chore"] for line in said() if line["event"] == "chore.failed"]
+    assert done == {"clock", "sweep", "prune", "meet", "walk", "look", "catalogue"}
+    assert failed == ["meet"]  # it waits, for there are no others; the walk goes round the customer
 
 
 def test_a_chore_is_done_by_one_worker(environ: dict[str, str], database: Database, sandbox: Control) -> None:
