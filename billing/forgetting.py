@@ -63,7 +63,7 @@ def forget(db: Database, stripe: Stripe, budget: Budget, tenant_id: str, by: By)
             state.lock(connection, tenant_id),
         ]
         drift.forget(connection, tenant_id)
-        if customers.of(connection, tenant_id):  # linked for the first time while we were at it
+        if customers.is_known(connection, tenant_id):  # named for the first time while we were at it
             raise Busy("database")
         if was_known := any(held):
             audit.note(connection, by, "tenant.forget", tenant_id=tenant_id, stripe_object=customer)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 from flask import Flask
 
-from billing import enrolling, forgetting, questions, state, sync, versions
+from billing import customers, enrolling, forgetting, questions, state, sync, versions
 from billing.audit import By
 from billing.db import SYSTEM, Database
-from billing.errors import AlreadyLinked, BillingError, Busy, CheckoutUnderWay, NoCustomer
+from billing.errors import AlreadyLinked, BillingError, Busy, CheckoutUnderWay, NoCustomer, TenantNotFound
 from billing.operations import grants
 from billing.wiring import Billing
 from sandbox.server import Control
 from tests.conftest import MakeApp, link, rows
 from tests.deliveries import a_subscription, an_event, at_stripe, happened, keep, make_due, take_in
 from tests.shopping import Shop, a_shop, later, subscribes, work
+from tests.test_links import is_waiting_for_a_lock
+from tests.test_portal_options import wait_until
 
 BY = By("ana", "not theirs")
 
@@ -237,3 +240,50 @@ def test_an_override_and_a_forgetting_at_once_leave_an_override_to_nobody(
         kept = rows(database, "SELECT FROM overrides WHERE tenant_id = :id", id=tenant)
         known = rows(database, "SELECT FROM tenant_config WHERE tenant_id = :id", id=tenant)
         assert len(kept) <= len(known)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_tenant_that_is_forgotten_while_a_grant_waits_for_it_does_not_come_back(
+    app: Flask, database: Database, is_named: bool
+) -> None:
+    if is_named:
+        link(database, "t_gone", None)
+    with database.begin(SYSTEM) as connection:
+        state.refresh(connection, ["t_gone"], cause="name")
+
+    with ThreadPoolExecutor(1) as operator, database.begin(SYSTEM) as connection:
+        customers.of(connection, "t_gone", keep=True)
+        state.lock(connection, "t_gone")
+        granting = operator.submit(
+            grants.grant, app.extensions["billing"], "t_gone", "beta", "true", BY, unsold=True
+        )
+        wait_until(lambda: is_waiting_for_a_lock(database))
+        customers.forget(connection, "t_gone", None)
+        state.forget(connection, "t_gone")
+        connection.commit()
+        with pytest.raises(TenantNotFound):
+            granting.result()
+
+    assert rows(database, "SELECT tenant_id FROM tenant_config UNION SELECT tenant_id FROM overrides") == []
+
+
+def test_a_tenant_that_is_named_for_the_first_time_while_it_is_forgotten_stays(
+    app: Flask, database: Database
+) -> None:
+    billing: Billing = app.extensions["billing"]
+    with database.begin(SYSTEM) as connection:
+        state.refresh(connection, ["t_new"], cause="name")
+
+    with ThreadPoolExecutor(1) as operator, database.begin(SYSTEM) as connection:
+        state.lock(connection, "t_new")
+        customers.describe(connection, "t_new", {"name": "New"})
+        forgetting_it = operator.submit(
+            forgetting.forget, billing.db, billing.stripe, billing.budget, "t_new", BY
+        )
+        wait_until(lambda: is_waiting_for_a_lock(database))
+        connection.commit()
+        with pytest.raises(Busy):
+            forgetting_it.result()
+
+    assert forgetting.forget(billing.db, billing.stripe, billing.budget, "t_new", BY)
+    assert rows(database, "SELECT FROM tenant_config") == []

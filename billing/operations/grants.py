@@ -87,12 +87,17 @@ def lift(billing: Billing, tenant_id: str, feature: str, by: By) -> Granted:
 
 
 def _pinned(connection: Connection, tenant_id: str) -> Stored:
-    """The tenant as it is, which nobody can forget meanwhile. `TenantNotFound` where nobody has named it."""
+    """The tenant as it is, which nobody can forget meanwhile. `TenantNotFound` where nobody has named it.
+
+    Its rows are locked before they are read, or one forgotten while we wait for them would come back.
+    """
+    customers.of(connection, tenant_id, keep=True)
+    state.lock(connection, tenant_id)
     row = _stored(connection, tenant_id)
     is_named = row.version > 0 and not row.is_forgotten
     if not (is_named or customers.is_known(connection, tenant_id)):
         raise TenantNotFound
-    customers.describe(connection, tenant_id, {})  # locks its row, or makes one
+    customers.describe(connection, tenant_id, {})  # makes its row in tenant_config, if it has none
     return row
 
 
