@@ -113,7 +113,10 @@ class Documents:
         return _served(found, is_stale=found.is_old or self._late.has(found.customer))
 
     def _ask(self, customer: str, patience: float, *, again: bool = True) -> bool:
-        """Have Stripe asked while a reader waits, unless too many do; `again`: even where it just failed."""
+        """Have Stripe asked while a reader waits, unless too many do, or somebody else has the customer.
+
+        `again`: even where it just failed.
+        """
         if not self._waiting.acquire(blocking=False):
             return False
         try:
@@ -121,14 +124,19 @@ class Documents:
                 if not again and questions.is_resting(connection, customer):
                     return False
             return sync.now(self._db, self._stripe, self._budget, customer, patience=patience)
+        except Busy:
+            return False
         finally:
             self._waiting.release()
 
     def _put_off(self, customer: str) -> Synced:
         """Stripe was asked a moment ago; what has changed since, a worker asks about when it may be again."""
-        with self._db.begin(SYSTEM) as connection:
-            is_owed = questions.is_wanted(connection, customer)
-            questions.want(connection, [customer], after=SYNC_EVERY)
+        try:
+            with self._db.begin(SYSTEM) as connection:
+                is_owed = questions.is_wanted(connection, customer)
+                questions.want(connection, [customer], after=SYNC_EVERY)
+        except Busy:  # somebody else has the customer: nobody would be asked about what changes after them
+            return "failed"
         return "failed" if is_owed else "recent"
 
     def _unwritten(self, tenant_id: str, found: State | None) -> Document:

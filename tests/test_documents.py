@@ -569,6 +569,23 @@ def test_a_link_that_was_refused_gives_nobody_the_right_to_ask_again(
     assert read(client, query="?sync=true").headers["Billing-Sync"] == "recent"
 
 
+def test_where_stripe_cannot_be_asked_for_somebody_has_the_customer_the_document_is_stale(
+    client: FlaskClient, at_sale: str, database: Database, acme: str, customer: str
+) -> None:
+    """Somebody else has the customer for longer than a lock is waited for."""
+    answered(database, customer)
+    assert read(client, query="?sync=true").headers["Billing-Sync"] == "done"
+    with database.begin(SYSTEM) as connection:
+        questions.lock(connection, customer)
+        soon = read(client, query="?sync=true")
+        rows(database, "UPDATE tenant_states SET synced_at = synced_at - interval '5 s' RETURNING 1")
+        later = read(client, query="?sync=true")
+
+    for answer in (soon, later):
+        assert (answer.status_code, answer.headers["Billing-Sync"]) == (200, "failed")
+        assert known(answer)["stale"]
+
+
 def test_what_has_changed_since_stripe_was_just_asked_is_asked_about_when_it_may_be_again(
     client: FlaskClient,
     environ: dict[str, str],
