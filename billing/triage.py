@@ -83,7 +83,9 @@ class Entry:
 _FIELDS = """id, event_id, type, object_id, customer, created, received_at, state, due_at,
     held IS NOT NULL AS is_held, attempt, lapses, failures, looks, settled_at, reason,
     CASE WHEN failures > 0 THEN split_part(fault, E'\\n', 1) END AS kind"""
-_DUE = f"(SELECT {_FIELDS} FROM inbox WHERE state = 'due' ORDER BY due_at, id LIMIT {LOOKED_AT}) AS due"  # noqa: S608  # ours, like all here
+_DUE = f"(SELECT {_FIELDS} FROM inbox WHERE state = 'due' ORDER BY due_at, id LIMIT :looked_at) AS due"  # noqa: S608  # ours, like all here
+_FAILING = f"""(SELECT {_FIELDS} FROM inbox WHERE {UNFINISHED["failing"]}
+                 ORDER BY id DESC LIMIT :looked_at) AS failing"""  # noqa: S608
 _ABOUT = "(customer = :about OR customer IS NULL AND object_id = :about)"
 _SAID = {
     "type": "type = :type",
@@ -101,11 +103,12 @@ def _source(choice: Choice) -> str:
     """Where to look for the chosen, along an index."""
     if choice.event_ids is not None:
         return f"SELECT {_FIELDS} FROM inbox WHERE event_id = ANY(:event_ids)"  # noqa: S608
-    if choice.about is not None:
+    if choice.about is not None and choice.state != "failing":
         return f"""SELECT {_FIELDS} FROM inbox WHERE customer = :about AND state <> 'due'
                    UNION ALL SELECT {_FIELDS} FROM inbox
                    WHERE object_id = :about AND customer IS NULL AND state <> 'due'
-                   UNION ALL SELECT * FROM {_DUE} WHERE {_ABOUT}"""  # noqa: S608
+                   UNION ALL SELECT * FROM {_DUE} WHERE reason IS NULL AND {_ABOUT}
+                   UNION ALL SELECT * FROM {_FAILING} WHERE {_ABOUT}"""  # noqa: S608
     if choice.state == "due":
         return f"SELECT * FROM {_DUE}"  # noqa: S608
     return f"SELECT {_FIELDS} FROM inbox WHERE {UNFINISHED.get(choice.state or '', 'true')}"  # noqa: S608
@@ -134,6 +137,8 @@ def _stretch(choice: Choice, way: str) -> str:
 
 def _fits(choice: Choice) -> str:
     said = [sql for name, sql in _SAID.items() if getattr(choice, name) is not None]
+    if choice.state == "failing" and choice.about is not None:
+        said.append(_ABOUT)  # they lie behind one another, whomever they are about
     if choice.state:
         said.append(UNFINISHED.get(choice.state, f"state = '{choice.state}'"))
     if choice.to_replay:

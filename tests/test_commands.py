@@ -189,7 +189,10 @@ def test_events_are_ignored_by_id_or_as_described_and_never_all_that_is_due(
         make_app, *("inbox", "ignore", "--state", "buried", "--reason-is", "is not JSON", "--json"), *because
     )
 
-    assert (by_id.output, json.loads(described.stdout)) == ("1 events are ignored.\n", {"ignored": 1})
+    assert (by_id.output, json.loads(described.stdout)) == (
+        "1 events are ignored.\n",
+        {"ignored": 1, "left": 0},
+    )
     assert states(database) == {first: "settled", second: "settled", due: "due"}
     deeds = [("command", "event.ignore", event, "a test of theirs") for event in (first, second)]
     assert trail(database) == deeds
@@ -282,7 +285,7 @@ def test_a_replay_leaves_alone_what_is_under_way(
 
     result = say(make_app, "replay", asking, due, "--json")
 
-    assert json.loads(result.stdout) == {"due": 0}
+    assert json.loads(result.stdout) == {"due": 0, "left": 0}
     assert states(database) == {asking: "asking", due: "due"}
 
 

@@ -14,7 +14,7 @@ from billing.commands.base import AS_JSON, REASON, Commands, by, group, minute, 
 from billing.db import SYSTEM
 from billing.operations import events
 from billing.operations.base import plain
-from billing.operations.events import Overview, Story, Wanted
+from billing.operations.events import Dealt, Overview, Story, Wanted
 from billing.telemetry import observed
 from billing.triage import Entry
 
@@ -164,12 +164,12 @@ def ignore(event_ids: tuple[str, ...], reason: str, as_json: bool, **said: Any) 
     if bool(event_ids) == any(said.values()):
         raise click.UsageError("Say which events: by id, or with the options.")
     if event_ids:
-        done = events.ignore(service(), by(reason), event_ids)
+        dealt = Dealt(events.ignore(service(), by(reason), event_ids), is_done=True)
     elif said["state"] in triage.UNFINISHED:
-        done = events.ignore_all(service(), by(reason), _wanted(**said), seconds=None).events
+        dealt = events.ignore_all(service(), by(reason), _wanted(**said), seconds=None)
     else:
         raise click.UsageError(f"Say in which state they are: --state {', '.join(triage.UNFINISHED)}.")
-    click.echo(json.dumps({"ignored": done}) if as_json else f"{done} events are ignored.")
+    _say(dealt, "ignored", as_json)
 
 
 @group.command("replay")
@@ -191,8 +191,14 @@ def replay(event_ids: tuple[str, ...], failed: bool, reason: str, as_json: bool,
     if not (event_ids or failed or any(said.values())):
         raise click.UsageError("Say which events: by id, or with one of the options.")
     wanted = _wanted(event_ids=event_ids or None, state="buried" if failed else None, **said)
-    done = events.retry_all(service(), by(reason), wanted, seconds=None).events
-    click.echo(json.dumps({"due": done}) if as_json else f"{done} events are due again.")
+    _say(events.retry_all(service(), by(reason), wanted, seconds=None), "due", as_json)
+
+
+def _say(dealt: Dealt, became: str, as_json: bool) -> None:
+    again = " again" if became == "due" else ""
+    left = f" {dealt.left} more: their customers are being worked on. Run this again." if dealt.left else ""
+    said = f"{dealt.events} events are {became}{again}.{left}"
+    click.echo(json.dumps({became: dealt.events, "left": dealt.left}) if as_json else said)
 
 
 def _wanted(

@@ -130,9 +130,11 @@ def ignore_all(by: By) -> Any:
 
 
 def _dealt(dealt: Dealt, done: str, said: dict[str, Any]) -> Any:
-    left = "" if dealt.is_done else " There was no time for the rest: do it again for what is left."
+    said_of_rest = "" if dealt.is_done else " There was no time for the rest: do it again for what is left."
+    if dealt.left:
+        said_of_rest += f" {dealt.left:,} more: their customers are being worked on. Do it again for them."
     are = "event is" if dealt.events == 1 else "events are"
-    return pages.done(f"{dealt.events:,} {are} {done}.{left}", url_for(".find", **said))
+    return pages.done(f"{dealt.events:,} {are} {done}.{said_of_rest}", url_for(".find", **said))
 
 
 def _page_of(story: Story | None) -> Any:

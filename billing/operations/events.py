@@ -331,10 +331,14 @@ def _payload(written: str, *, is_masked: bool) -> Payload:
 
 @dataclass(frozen=True, slots=True)
 class Dealt:
-    """How many events were dealt with; `is_done` unless there was no time for all that fit."""
+    """How many events were dealt with; `is_done` unless there was no time for all that fit.
+
+    Those that are `left` were passed over, for somebody else was at work on their customers.
+    """
 
     events: int
     is_done: bool
+    left: int = 0
 
 
 Step = Callable[[Connection, Sequence[Entry]], list[inbox.Named]]
@@ -380,19 +384,29 @@ def _deal(
     seconds: float | None = None,
     newest: int = triage.LAST,
 ) -> Dealt:
-    """From the oldest on, a stretch at a time: no lock is held for long."""
+    """From the oldest on, a stretch at a time: no lock is held for long, nor waited for where any will do."""
     until = time.monotonic() + seconds if seconds is not None else None
     past: int | None = 0
-    dealt = 0
+    dealt = left = 0
     while past is not None and past < newest:
-        if dealt and until is not None and time.monotonic() >= until:
-            return Dealt(dealt, is_done=False)
+        if past and until is not None and time.monotonic() >= until:
+            return Dealt(dealt, is_done=False, left=left)
         with billing.db.begin(SYSTEM) as connection:
             found, past = triage.look(connection, choice, most=AT_ONCE, past=past, upwards=True)
-            done = ACTIONS[action](connection, [entry for entry in found if entry.id <= newest])
+            meant = [entry for entry in found if entry.id <= newest]
+            free = meant if choice.event_ids is not None else _free(connection, meant)
+            done = ACTIONS[action](connection, free)
             _note(connection, by, action, done)
         dealt += len(done)
-    return Dealt(dealt, is_done=True)
+        left += len(meant) - len(free)
+    return Dealt(dealt, is_done=True, left=left)
+
+
+def _free(connection: Connection, entries: Sequence[Entry]) -> list[Entry]:
+    """Those whose customers nobody else has locked; we have them now."""
+    owned = customers.owners(connection, {entry.customer for entry in entries if entry.customer})
+    free = questions.lock_free(connection, owned)
+    return [entry for entry in entries if entry.customer not in owned or entry.customer in free]
 
 
 def _note(connection: Connection, by: By, action: str, done: Sequence[inbox.Named]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from billing import config, inbox, sync, triage, wiring
+from billing import config, inbox, questions, sync, triage, wiring
 from billing.audit import By
 from billing.db import SYSTEM, Database
 from billing.inbox import Claimed
@@ -250,6 +250,37 @@ def test_all_that_match_are_dealt_with_in_stretches_as_far_as_there_is_time(
         answer = ana.sends("inbox/ignore-all", seen=page, state=state, reason="by mistake")
         assert answer.status_code == 400, state
     assert ana.sends("inbox/retry-all", seen=page, state="waiting", reason="of no use").status_code == 400
+
+
+def test_what_fails_of_a_customer_is_found_however_much_is_due_before_it(
+    billing: Billing, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triage, "LOOKED_AT", 3)
+    for customer in ("cus_due", "cus_failing", "cus_1"):
+        for _ in range(2 if customer == "cus_1" else 4):
+            tell(database, customer)
+    fails = "UPDATE inbox SET reason = 'KeyError', failures = 1, due_at = now() + interval '1 minute'"
+    rows(database, f"{fails} WHERE customer <> 'cus_due' RETURNING 1")
+    wanted = Wanted(state="failing", of="cus_1")
+
+    assert len(events.find(billing, Wanted(of="cus_1")).page.rows) == 2
+    assert events.ignore_all(billing, ANA, wanted) == Dealt(2, is_done=True)
+    assert sorted(states(database).values()) == ["due"] * 8 + ["settled"] * 2
+
+
+def test_a_customer_in_other_hands_holds_up_no_others(ana: Browser, database: Database) -> None:
+    for number in range(3):
+        link(database, f"t_{number}", f"cus_{number}")
+        tell(database, f"cus_{number}")
+    rows(database, "UPDATE inbox SET reason = 'KeyError', failures = 1 RETURNING 1")
+    rows(database, "INSERT INTO stripe_customers (stripe_customer_id) VALUES ('cus_1') RETURNING 1")
+    page = "inbox/events?state=failing"
+    with database.begin(SYSTEM) as connection:
+        questions.lock(connection, "cus_1")
+        ana.sends("inbox/ignore-all", seen=page, state="failing", reason="no use")
+
+    assert "2 events are ignored. 1 more: their customers are being worked on." in ana.reads(page)
+    assert rows(database, "SELECT customer FROM inbox WHERE state = 'due'") == [{"customer": "cus_1"}]
 
 
 # ---- races
