@@ -38,7 +38,8 @@ def catch_up(db: Database) -> int:
     """Measure documents of an earlier edition by the one in force. How many those were; at most a chunk."""
     with db.begin(SYSTEM) as connection:
         behind = state.behind(connection)
-        state.refresh(connection, behind, cause="catalogue")
+        changed = state.refresh(connection, behind, cause="catalogue")
+    sync.tell(changed)
     return len(behind)
 
 

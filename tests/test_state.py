@@ -29,7 +29,16 @@ from billing.sync import Answer
 from billing.worker import Worker
 from sandbox.server import Control
 from tests.conftest import IS_SOAK, create_customer, link, rows
-from tests.deliveries import a_catalogue, a_subscription, a_worker, an_event, an_invoice, keep, take_in
+from tests.deliveries import (
+    a_catalogue,
+    a_subscription,
+    a_worker,
+    an_event,
+    an_invoice,
+    keep,
+    logged,
+    take_in,
+)
 from tests.test_portal_options import wait_until
 from tests.test_worker import lapse
 
@@ -590,6 +599,20 @@ def test_a_new_edition_reaches_every_document_in_chunks_of_500(database: Databas
     assert chunks == [500, 500, 200, 0]
     caught_up = "SELECT edition, version, count(*) AS n FROM tenant_states GROUP BY 1, 2"
     assert rows(database, caught_up) == [{"edition": edition, "version": 2, "n": 1200}]
+
+
+def test_what_an_edition_moves_is_told_like_any_change(
+    database: Database, acme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    team(database)
+    refresh(database, acme)
+    team(database, **{"feature.new": "true"})
+    said = logged(caplog)
+
+    clock.catch_up(database)
+
+    told = [line for line in said() if line["event"] == "document.changed"]
+    assert [(line["tenant"], line["version"]) for line in told] == [(acme, document(database)["version"])]
 
 
 def test_an_edition_that_changes_nothing_for_a_tenant_changes_nothing_of_its_document(
