@@ -55,7 +55,7 @@ ASKED: Mapping[str, Sequence[str]] = {
     ],
 }
 VALUES = {"event_id": "evt_7", "id": "7", "tenant_id": SEVERAL}
-LEFT_OUT = {"console.nowhere", "console.sign_in_page", "console.style.sheet"}
+LEFT_OUT = {"billing_console.nowhere", "billing_console.sign_in_page", "billing_console.style.sheet"}
 
 FILL = {
     "subscriptions": """

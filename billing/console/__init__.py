@@ -47,7 +47,7 @@ def mount(
     """
     if not (who or billing.settings.billing_console_users):
         return
-    blueprint = Blueprint("console", __name__, template_folder="templates")
+    blueprint = Blueprint("billing_console", __name__, template_folder="templates")
     if not own_app:
         answers.hooks(blueprint)
     pages.prepare(blueprint)

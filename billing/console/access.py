@@ -148,9 +148,9 @@ def _lead_in() -> Any:
         raise Refused("You are not signed in any more. Nothing was done.", 401)
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         return pages.page("through.html", status=200)
-    if "console.sign_in_page" not in current_app.view_functions:
+    if "billing_console.sign_in_page" not in current_app.view_functions:
         raise Refused("You are not one of the operators.", 403)
-    return redirect(url_for("console.sign_in_page", back=request.full_path.rstrip("?")), 303)
+    return redirect(url_for("billing_console.sign_in_page", back=request.full_path.rstrip("?")), 303)
 
 
 @observed("console.sign_in_page")
@@ -195,7 +195,7 @@ def sign_out() -> Any:
     require_own_form()
     with service().db.begin(SYSTEM) as connection:
         operators.close_session(connection, g.token)
-    response = redirect(url_for("console.sign_in_page"), 303)
+    response = redirect(url_for("billing_console.sign_in_page"), 303)
     response.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="Strict")
     return response
 
@@ -220,7 +220,7 @@ def _keep(response: Response, token: str) -> None:
 
 def _back() -> str:
     """Where they wanted to go: a page of the console, and nowhere else."""
-    home = url_for("console.overview.show")
+    home = url_for("billing_console.overview.show")
     wanted = request.values.get("back", "")
     is_ours = wanted.startswith(home) and wanted.isascii() and wanted.isprintable() and "\\" not in wanted
     return wanted if is_ours else home

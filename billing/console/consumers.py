@@ -48,4 +48,4 @@ def revoke(by: By) -> Any:
         raise Refused("There is no such token.", 404)
     if not consumers.revoke(service(), by, name, [int(id)]):
         raise Refused("No such token is alive.", 409)
-    return pages.done(f"Token {id} of {name} has ended.", url_for("console.consumers.show"))
+    return pages.done(f"Token {id} of {name} has ended.", url_for("billing_console.consumers.show"))

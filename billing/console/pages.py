@@ -55,10 +55,10 @@ class Refused(Exception):
 def page(template: str, *, status: int = 200, **values: Any) -> Response:
     """A page of the console."""
     html = render_template(
-        f"console/{template}",
+        f"billing_console/{template}",
         operator=g.operator,
-        signs_in="console.sign_out" in current_app.view_functions,
-        places=[place for place in PLACES if f"console.{place[1]}.show" in current_app.view_functions],
+        signs_in="billing_console.sign_out" in current_app.view_functions,
+        places=[place for place in PLACES if f"billing_console.{place[1]}.show" in current_app.view_functions],
         here=(request.blueprint or "").rpartition(".")[2],
         form_token=access.form_token(),
         livemode=service().settings.livemode,

@@ -30,4 +30,4 @@ def show() -> Any:
 def refresh(by: By) -> Any:
     """Have the catalogue read again."""
     plans.refresh(service(), by)
-    return pages.done("A worker reads it now. Reload in some seconds.", url_for("console.plans.show"))
+    return pages.done("A worker reads it now. Reload in some seconds.", url_for("billing_console.plans.show"))

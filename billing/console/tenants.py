@@ -140,7 +140,7 @@ def _changes(changes: Any) -> str:
 
 
 def _done(sentence: str) -> Any:
-    return pages.done(sentence, url_for("console.tenants.one", id=_tenant()))
+    return pages.done(sentence, url_for("billing_console.tenants.one", id=_tenant()))
 
 
 def _tenant() -> str:

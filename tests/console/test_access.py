@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from flask import Flask, Request
+from flask import Blueprint, Flask, Request
 from flask.testing import FlaskClient
 from sqlalchemy import text
 from werkzeug.routing import Rule
@@ -172,7 +173,7 @@ def rules(stranger: Browser) -> list[Rule]:
     return [rule for rule in every if rule.rule.startswith(HOME)]
 
 
-OPEN_TO_ALL = {"console.sign_in_page", "console.sign_in", "console.sign_out", "console.style.sheet"}
+OPEN_TO_ALL = {f"billing_console.{end}" for end in ("sign_in_page", "sign_in", "sign_out", "style.sheet")}
 
 
 def paths(rules: list[Rule], method: str) -> Iterator[str]:
@@ -267,23 +268,34 @@ def test_a_command_makes_the_entry_of_an_operator(make_app: MakeApp) -> None:
 
 # ---- mounted elsewhere
 
+STAFF = {"X-Staff": "mia"}
 
-def test_a_host_that_knows_its_operators_lets_them_in_itself(
-    environ: dict[str, str], database: Database
-) -> None:
-    def who(request: Request) -> Operator | None:
-        name = request.headers.get("X-Staff")
-        return Operator(name, may_act=True) if name else None
 
-    app = Flask("host")
+def who(request: Request) -> Operator | None:
+    """How the host knows them."""
+    name = request.headers.get("X-Staff")
+    return Operator(name, may_act=True) if name else None
+
+
+@pytest.fixture
+def host(environ: dict[str, str], database: Database, tmp_path: Path) -> Iterator[Flask]:
+    """Another app, which knows its operators, and has a console of its own."""
+    (tmp_path / "console").mkdir()
+    (tmp_path / "console" / "base.html").write_text("The host's own page.")
+    app = Flask("host", template_folder=str(tmp_path))
+    app.register_blueprint(Blueprint("console", __name__))
     billing = wiring.build(config.load(environ))
     web.mount(app, billing, url_prefix="/pay")
     console.mount(app, billing, who=who, url_prefix="/pay")
-    client = app.test_client()
-
-    let_in = client.get("/pay/billing/console/", base_url=HERE, headers={"X-Staff": "mia"})
-    kept_out = client.get("/pay/billing/console/", base_url=HERE)
+    yield app
     billing.db.close()
+
+
+def test_a_host_that_knows_its_operators_lets_them_in_itself(host: Flask) -> None:
+    client = host.test_client()
+
+    let_in = client.get("/pay/billing/console/", base_url=HERE, headers=STAFF)
+    kept_out = client.get("/pay/billing/console/", base_url=HERE)
 
     assert (let_in.status_code, "mia (operator)" in words(let_in)) == (200, True)
     assert "Sign out" not in let_in.text
