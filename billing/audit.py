@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import INET
 from billing.db import Query, along_indexes, metadata
 
 REFUSALS_PER_MINUTE = 600  # of one tenant: who is refused over and over fills the log, not the table
+REFUSED_PER_MINUTE = 10  # sign-ins of anybody: a stranger must not bury what operators did
 
 audit_log = Table(
     "audit_log",
@@ -219,6 +220,18 @@ def note(
     """Write down what an operator did, in the transaction that does it; `flow` says what exactly."""
     values = {"tenant": tenant_id, "action": action, "flow": flow, "object": stripe_object, "outcome": outcome}
     connection.execute(_NOTE, {**asdict(by), **values})
+
+
+_REFUSED_LATELY = text("""
+    SELECT count(*) FROM audit_log
+    WHERE action = :action AND at > statement_timestamp() - interval '1 minute' AND outcome = 'refused'
+""")
+
+
+def note_refused(connection: Connection, by: By, action: str) -> None:
+    """Write down that somebody was not let in, unless the last minute has enough of that."""
+    if (connection.scalar(_REFUSED_LATELY, {"action": action}) or 0) < REFUSED_PER_MINUTE:
+        note(connection, by, action, outcome="refused")
 
 
 _NOTE_EACH = text("""

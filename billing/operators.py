@@ -3,14 +3,15 @@
 A session is a random token in the operator's browser, and its hash here: it ends when it is not used for two
 hours, after twelve at the latest, and at once when the operator's entry in BILLING_CONSOLE_USERS changes.
 Passwords are tried at most so fast, over all processes: each attempt is counted before it is judged, by name
-and address and by address alone, and what is counted too often has to wait. A name that is tried is kept as
-a hash only, for people type passwords there.
+and address, by address alone and by name alone, and what is counted too often has to wait. People type
+passwords where the name belongs, so what is counted is kept as a hash only, with a key that is not here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import hmac
+import ipaddress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
+    Index,
     Integer,
     LargeBinary,
     Table,
@@ -33,8 +35,9 @@ from billing.db import Query, metadata
 
 LASTS = timedelta(hours=12)
 UNUSED = timedelta(hours=2)
-FREE_BY_NAME = 5  # attempts before the first pause; each pause is twice as long as the one before
-FREE_BY_ADDRESS = 30
+KEPT = 10_000  # counts at most, the newest
+FREE = (5, 30, 50)  # attempts before the first pause, by what they are counted by (`Attempt.tried`)
+DOUBLINGS = (9, 9, 3)  # each pause is twice as long as the one before, so many times: 512 s, and 8 s
 
 operator_sessions = Table(
     "operator_sessions",
@@ -50,9 +53,10 @@ operator_sessions = Table(
 sign_ins = Table(
     "sign_ins",
     metadata,
-    Column("tried", LargeBinary, primary_key=True),  # the hash of a name and an address, or of an address
+    Column("tried", LargeBinary, primary_key=True),  # the keyed hash of what is counted
     Column("attempts", Integer, nullable=False),
     Column("latest_at", DateTime(timezone=True), nullable=False),
+    Index("ix_sign_ins_latest_at", "latest_at"),
 )
 
 
@@ -70,6 +74,22 @@ class Session:
 
     name: str
     entry: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Somebody tries a name from an address; `key` is what its parts are hashed with."""
+
+    name: str
+    address: str
+    key: bytes
+
+    @property
+    def tried(self) -> list[bytes]:
+        """What it is counted by: name and network, network, name."""
+        network = _network(self.address)
+        parts = (f"both {network} {self.name}", f"network {network}", f"name {self.name}")
+        return [hmac.digest(self.key, part.encode(), "sha256") for part in parts]
 
 
 # ---- sessions
@@ -124,7 +144,8 @@ def close_session(connection: Connection, token: str) -> None:
 # The rows of one attempt are locked in their order: two attempts cannot wait for each other.
 _TRY = text("""
     WITH given AS (
-        SELECT tried, free FROM unnest(CAST(:tried AS bytea[]), CAST(:free AS int[])) AS g (tried, free)
+        SELECT * FROM unnest(CAST(:tried AS bytea[]), CAST(:free AS int[]), CAST(:doublings AS int[]))
+            AS g (tried, free, doublings)
         ORDER BY tried
     ), counted AS (
         INSERT INTO sign_ins AS s (tried, attempts, latest_at)
@@ -133,33 +154,58 @@ _TRY = text("""
             attempts = CASE WHEN s.latest_at < clock_timestamp() - interval '1 day' THEN 1
                             ELSE s.attempts + 1 END,
             latest_at = clock_timestamp()
-        WHERE s.latest_at + interval '1 second' * CASE
-            WHEN s.attempts < (SELECT free FROM given WHERE given.tried = s.tried) THEN 0
-            ELSE power(2, least(s.attempts - (SELECT free FROM given WHERE given.tried = s.tried), 9))
-        END <= clock_timestamp()
+        WHERE s.latest_at + interval '1 second' * (
+            SELECT CASE WHEN s.attempts < free THEN 0 ELSE power(2, least(s.attempts - free, doublings)) END
+            FROM given WHERE given.tried = s.tried
+        ) <= clock_timestamp()
         RETURNING tried
     )
     SELECT count(*) FROM counted
 """)
-_FORGIVE = text("DELETE FROM sign_ins WHERE tried = ANY(:tried)")
-_FORGET = text("DELETE FROM sign_ins WHERE latest_at < clock_timestamp() - interval '1 day'")
+_FORGIVE = text("""
+    UPDATE sign_ins AS s SET attempts = CASE WHEN s.tried = :network THEN s.attempts - 1 ELSE 0 END
+    FROM (SELECT tried FROM sign_ins WHERE tried = ANY(:tried) ORDER BY tried FOR UPDATE) AS held
+    WHERE held.tried = s.tried
+""")
+_FORGET = text("""
+    DELETE FROM sign_ins WHERE tried IN (
+        SELECT tried FROM sign_ins
+        WHERE latest_at < greatest(
+            statement_timestamp() - interval '1 day',
+            (SELECT latest_at FROM sign_ins ORDER BY latest_at DESC OFFSET :kept LIMIT 1)
+        )
+        FOR UPDATE SKIP LOCKED
+    )
+""")
 
 
-def may_try(connection: Connection, name: str, address: str) -> bool:
-    """Count an attempt, unless one of them has to wait: up to eight and a half minutes after the latest."""
-    connection.execute(_FORGET)
-    tried = _tried(name, address)
-    counted: int = connection.scalar(_TRY, {"tried": tried, "free": [FREE_BY_NAME, FREE_BY_ADDRESS]}) or 0
-    return counted == len(tried)
+def may_try(connection: Connection, attempt: Attempt) -> bool:
+    """Count an attempt, unless something it is counted by has to wait.
+
+    That is up to eight and a half minutes after the latest for an address, and eight seconds for a name by
+    itself: whoever tries a name from everywhere must not keep out whose it is.
+    """
+    given = {"tried": attempt.tried, "free": list(FREE), "doublings": list(DOUBLINGS)}
+    counted: int = connection.scalar(_TRY, given) or 0
+    connection.execute(_FORGET, {"kept": KEPT - 1})  # last, and waits for nobody
+    return counted == len(FREE)
 
 
-def forgive(connection: Connection, name: str, address: str) -> None:
-    """The password was right: what was counted under this name from there is forgotten."""
-    connection.execute(_FORGIVE, {"tried": _tried(name, address)[:1]})
+def forgive(connection: Connection, attempt: Attempt) -> None:
+    """The password was right: the name's attempts are forgotten, and the address is not charged with this."""
+    tried = attempt.tried
+    connection.execute(_FORGIVE, {"tried": tried, "network": tried[1]})
 
 
-def _tried(name: str, address: str) -> Sequence[bytes]:
-    return [_hash(f"{name} {address}"), _hash(address)]
+def _network(address: str) -> str:
+    """Whose address it is: an IPv6 address is one of the many that each house has."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if ip.version == 4:
+        return str(ip)
+    return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
 
 
 def _hash(secret: str) -> bytes:

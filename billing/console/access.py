@@ -27,7 +27,7 @@ from billing.config import ConsoleUser
 from billing.console import pages
 from billing.console.pages import Refused
 from billing.db import SYSTEM
-from billing.operators import Operator
+from billing.operators import Attempt, Operator
 from billing.telemetry import observed
 from billing.web.contract import service
 from billing.web.links import ip_of
@@ -37,6 +37,7 @@ TOKEN = re.compile(r"[\w-]{43}", re.ASCII)
 LONGEST_PASSWORD = 1000
 LONGEST_REASON = 500
 AT_ONCE = 2  # passwords checked in a process: each takes a third of a second and 32 MB
+WAITING = 4  # who come while that many are checked; more would hold the threads of webhooks and reads
 NOBODYS = (
     "scrypt:32768:8:3$billing$"  # no password has it: who is not known must take as long
     + "0" * 128
@@ -47,6 +48,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 log = structlog.get_logger(__name__)
 
+_door = threading.BoundedSemaphore(AT_ONCE + WAITING)
 _checking = threading.BoundedSemaphore(AT_ONCE)
 
 
@@ -165,22 +167,30 @@ def sign_in_page() -> Any:
 def sign_in() -> Any:
     """Open a session, or say that this was nobody's name and password."""
     require_own_form()
-    name, password = request.form.get("name", "").strip().lower(), request.form.get("password", "")
-    address = ip_of(request) or "unknown"
+    if not _door.acquire(blocking=False):
+        return _turned_away(None, "Too many are signing in just now. Try again in a moment.", 429)
+    try:
+        return _judged(request.form.get("name", "").strip().lower(), request.form.get("password", ""))
+    finally:
+        _door.release()
+
+
+def _judged(name: str, password: str) -> Any:
     user = _users().get(name)
+    attempt = Attempt(name, ip_of(request) or "unknown", _key())
     with service().db.begin(SYSTEM) as connection:
-        may_try = operators.may_try(connection, name, address)
+        may_try = operators.may_try(connection, attempt)
     if not may_try:
-        return _turned_away(user, "Too many attempts. Wait a few minutes.", 429)
+        return _turned_away(user, "Too many attempts. Wait a moment; after many of them, some minutes.", 429)
     if not _is_right(user, password):
         with service().db.begin(SYSTEM) as connection:
             by = By(user.name if user else "unknown", "wrong password", g.request_id, ip_of(request))
-            audit.note(connection, by, "console.sign_in", outcome="refused")
+            audit.note_refused(connection, by, "console.sign_in")
         return _turned_away(user, "No operator has this name and password.", 401)
     assert user
     token = secrets.token_urlsafe(32)
     with service().db.begin(SYSTEM) as connection:
-        operators.forgive(connection, name, address)
+        operators.forgive(connection, attempt)
         operators.open_session(connection, token, user.name, user.fingerprint)
         audit.note(connection, By(user.name, "signed in", g.request_id, ip_of(request)), "console.sign_in")
     log.info("console.signed_in", operator=user.name)
@@ -200,6 +210,12 @@ def sign_out() -> Any:
     return response
 
 
+def _key() -> bytes:
+    """Known to whoever knows the setting, and to nobody who has the database only."""
+    hashes = " ".join(user.hash.get_secret_value() for user in _users().values())
+    return hashlib.sha256(hashes.encode()).digest()
+
+
 def _is_right(user: ConsoleUser | None, password: str) -> bool:
     """In the same time for those who are known and those who are not."""
     if len(password) > LONGEST_PASSWORD:
@@ -211,7 +227,10 @@ def _is_right(user: ConsoleUser | None, password: str) -> bool:
 
 def _turned_away(user: ConsoleUser | None, sentence: str, status: int) -> Any:
     log.warning("console.refused", operator=user.name if user else None, ip=ip_of(request), status=status)
-    return pages.page("sign_in.html", back=_back(), problem=sentence, status=status)
+    response = pages.page("sign_in.html", back=_back(), problem=sentence, status=status)
+    if status == 429:
+        response.headers["Retry-After"] = "2"
+    return response
 
 
 def _keep(response: Response, token: str) -> None:

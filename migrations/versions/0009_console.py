@@ -35,6 +35,7 @@ def upgrade() -> None:
         time("latest_at", nullable=False),
         sa.PrimaryKeyConstraint("tried", name="pk_sign_ins"),
     )
+    op.create_index("ix_sign_ins_latest_at", "sign_ins", ["latest_at"])
     for table in ("operator_sessions", "sign_ins"):
         op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")

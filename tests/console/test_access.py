@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from flask import Blueprint, Flask, Request
 from flask.testing import FlaskClient
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from werkzeug.routing import Rule
 
-from billing import config, console, web, wiring
+from billing import audit, config, console, operators, web, wiring
 from billing.config import SettingsError
+from billing.console import access
 from billing.db import SYSTEM, Database
-from billing.operators import Operator
+from billing.operators import Attempt, Operator
 from tests.conftest import MakeApp, rows
 from tests.console.conftest import HASH, HERE, HOME, PASSWORD, USERS, Browser, words
 
 WRONG = "wrong horse"
+TOO_LONG = "x" * 2000  # nobody's, and never looked at
 
 
 def test_nobody_configured_means_no_console(client: FlaskClient) -> None:
@@ -50,7 +55,7 @@ def test_nobody_is_led_away_by_signing_in(stranger: Browser, elsewhere: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "password"), [("ana", WRONG), ("nobody", PASSWORD), ("", ""), ("ana", "x" * 2000)]
+    ("name", "password"), [("ana", WRONG), ("nobody", PASSWORD), ("", ""), ("ana", TOO_LONG)]
 )
 def test_a_wrong_name_and_a_wrong_password_are_answered_alike(
     stranger: Browser, database: Database, name: str, password: str
@@ -95,10 +100,88 @@ def set_back(database: Database, attempts: int, *, seconds: float) -> None:
 
 
 def test_an_address_that_tries_many_names_is_slowed_too(stranger: Browser, database: Database) -> None:
-    assert stranger.signs_in("guess1", "x" * 2000).status_code == 401
+    assert stranger.signs_in("guess1", TOO_LONG).status_code == 401
     for attempts, answer in [(29, 401), (35, 429)]:
         set_back(database, attempts, seconds=0)
-        assert stranger.signs_in(f"guess{attempts}", "x" * 2000).status_code == answer
+        assert stranger.signs_in(f"guess{attempts}", TOO_LONG).status_code == answer
+
+
+def test_who_signs_in_while_many_do_is_sent_away_at_once_and_nothing_is_written(
+    stranger: Browser, database: Database
+) -> None:
+    """Or strangers at the door would hold every thread that webhooks and reads need, too."""
+    crowd = [Browser(stranger.client.application.test_client()) for _ in range(16)]
+    for number, one in enumerate(crowd):
+        one.client.environ_base["REMOTE_ADDR"] = f"10.0.0.{number}"
+    forms = [{"form": one.token("sign-in"), "name": "ana", "password": WRONG} for one in crowd]
+    together = threading.Barrier(len(crowd))
+
+    def tries(one: Browser, form: dict[str, str]) -> tuple[int, bool]:
+        together.wait()
+        answer = one.client.post(f"{HOME}sign-in", base_url=HERE, data=form)
+        return answer.status_code, "Retry-After" in answer.headers
+
+    with ThreadPoolExecutor(len(crowd)) as threads:
+        answers = Counter(threads.map(tries, crowd, forms))
+
+    assert answers.keys() == {(401, False), (429, True)}
+    assert answers[401, False] >= access.AT_ONCE + access.WAITING
+    counted = rows(database, "SELECT sum(attempts)::int AS n FROM sign_ins")
+    assert counted == [{"n": 3 * answers[401, False]}]
+
+
+def attempts_of(connection: Connection, name: str, addresses: Iterable[str]) -> list[bool]:
+    """Which of them may be made, one from each address."""
+    return [operators.may_try(connection, Attempt(name, one, b"key")) for one in addresses]
+
+
+def test_a_network_is_one_address_however_many_it_has(database: Database) -> None:
+    with database.begin(SYSTEM) as connection:
+        home = attempts_of(connection, "ana", [f"2001:db8::{n:x}" for n in range(6)])
+        others = attempts_of(connection, "ana", [f"::ffff:192.0.2.{n}" for n in range(6)])
+
+    assert (home, others) == ([True] * 5 + [False], [True] * 6)
+
+
+def test_a_name_that_is_tried_from_everywhere_waits_for_seconds_and_no_longer(database: Database) -> None:
+    with database.begin(SYSTEM) as connection:
+        tried = attempts_of(connection, "ana", [f"2001:db8:{n:x}::1" for n in range(51)])
+        assert tried == [True] * 50 + [False]
+        assert attempts_of(connection, "raj", ["2001:db8:33::1"]) == [True]
+    set_back(database, 5_000, seconds=8)
+    with database.begin(SYSTEM) as connection:
+        assert attempts_of(connection, "ana", ["2001:db8:ffff::1"]) == [True]
+
+
+def test_passwords_that_are_right_do_not_make_their_house_wait(database: Database) -> None:
+    """Or all who work behind one address would, some weeks later."""
+    attempt = Attempt("ana", "192.0.2.1", b"key")
+    for _ in range(60):
+        with database.begin(SYSTEM) as connection:
+            assert operators.may_try(connection, attempt)
+            operators.forgive(connection, attempt)
+
+
+def test_strangers_fill_neither_the_trail_nor_the_table_of_attempts(
+    stranger: Browser, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "KEPT", 20)
+    for number in range(audit.REFUSED_PER_MINUTE + 2):
+        stranger.client.environ_base["REMOTE_ADDR"] = f"10.0.0.{number}"
+        assert stranger.signs_in(f"guess{number}", TOO_LONG).status_code == 401
+
+    assert rows(database, "SELECT count(*) AS n FROM audit_log") == [{"n": audit.REFUSED_PER_MINUTE}]
+    assert len(rows(database, "SELECT * FROM sign_ins")) in range(20, 23)  # of one moment all are kept
+    assert stranger.signs_in("ana").status_code == 303
+    assert rows(database, "SELECT actor FROM audit_log WHERE outcome = 'ok'") == [{"actor": "ana"}]
+
+
+def test_what_was_typed_as_a_name_cannot_be_guessed_from_the_table_alone(database: Database) -> None:
+    with database.begin(SYSTEM) as connection:
+        for key in (b"of one setting", b"of another"):
+            operators.may_try(connection, Attempt("my password", "192.0.2.1", key))
+
+    assert rows(database, "SELECT count(*) AS n FROM sign_ins") == [{"n": 6}]
 
 
 def test_the_cookie_is_for_this_host_alone_and_no_script_reads_it(stranger: Browser) -> None:
