@@ -16,6 +16,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import structlog
 from flask import Blueprint, Request, Response, current_app, g, make_response, redirect, request, url_for
@@ -36,6 +37,8 @@ COOKIE = "__Host-billing_console"
 TOKEN = re.compile(r"[\w-]{43}", re.ASCII)
 LONGEST_PASSWORD = 1000
 LONGEST_REASON = 500
+LARGEST_FORM = 64 * 1024
+SHEET = "billing_console.style.sheet"
 AT_ONCE = 2  # passwords checked in a process: each takes a third of a second and 32 MB
 WAITING = 4  # who come while that many are checked; more would hold the threads of webhooks and reads
 NOBODYS = (
@@ -57,22 +60,38 @@ def prepare(blueprint: Blueprint, who: WhoIsIt | None) -> None:
 
     @blueprint.before_request
     def find_operator() -> None:
-        given = request.cookies.get(COOKIE, "")
-        g.token = given if TOKEN.fullmatch(given) else secrets.token_urlsafe(32)
-        g.is_new = g.token != given
-        g.operator = who(request) if who else None if g.is_new else _signed_in(g.token)
+        begin()
+        request.max_content_length = request.max_form_memory_size = LARGEST_FORM
+        if request.endpoint != SHEET:
+            g.operator = who(request) if who else None if g.is_new else _signed_in(g.token)
 
     @blueprint.after_request
     def keep_token(response: Response) -> Response:
-        if g.is_new and "text/html" in response.content_type:
+        if has_begun() and g.is_new and "text/html" in response.content_type:
             _keep(response, g.token)
         return response
 
     blueprint.add_url_rule("/<path:anywhere>", view_func=nowhere)
+    for rule in ("/", "/<path:anywhere>"):
+        blueprint.add_url_rule(rule, view_func=nothing, methods=["POST"])
     if who is None:
         blueprint.add_url_rule("/sign-in", view_func=sign_in_page, methods=["GET"])
         blueprint.add_url_rule("/sign-in", view_func=sign_in, methods=["POST"])
         blueprint.add_url_rule("/sign-out", view_func=sign_out, methods=["POST"])
+
+
+def begin() -> None:
+    """From here on the answer is ours: there is a token, and nobody who asks until we have found them."""
+    if not has_begun():
+        given = request.cookies.get(COOKIE, "")
+        g.token = given if TOKEN.fullmatch(given) else secrets.token_urlsafe(32)
+        g.is_new = g.token != given
+        g.operator = None
+
+
+def has_begun() -> bool:
+    """Or the app that the console is mounted in has answered in its place."""
+    return "token" in g
 
 
 def viewed(view: View) -> View:
@@ -105,8 +124,19 @@ def acted(view: Callable[..., Any]) -> Callable[..., Any]:
 @observed("console.nowhere")
 @viewed
 def nowhere(anywhere: str) -> Any:
-    """No page of the console is there."""
+    """No page of the console is there; none has an address that ends in a slash, but for the first."""
+    if anywhere.endswith("/"):
+        query = request.query_string.decode("ascii", "ignore")
+        there = url_for(".nowhere", anywhere=anywhere.rstrip("/"))
+        return redirect(f"{there}?{query}" if query else there, 308)
     raise Refused("There is no such page.", 404)
+
+
+@observed("console.nothing")
+@acted
+def nothing(by: By, anywhere: str = "") -> Any:
+    """No action of the console is there."""
+    raise Refused("Nothing can be sent to this address. Nothing was done.", 404)
 
 
 def form_token() -> str:
@@ -137,7 +167,11 @@ def _users() -> dict[str, ConsoleUser]:
 
 
 def _signed_in(token: str) -> Operator | None:
-    session, _ = service().db.run(SYSTEM, operators.find(token), operators.use(token))
+    """Whose session it is. A page that renews itself is not used by anybody."""
+    if request.args.get("renew") == "1":
+        session = service().db.run(SYSTEM, operators.find(token))
+    else:
+        session, _ = service().db.run(SYSTEM, operators.find(token), operators.use(token))
     user = _users().get(session.name) if session else None
     if session is None or user is None or session.entry != user.fingerprint:
         return None
@@ -241,5 +275,6 @@ def _back() -> str:
     """Where they wanted to go: a page of the console, and nowhere else."""
     home = url_for("billing_console.overview.show")
     wanted = request.values.get("back", "")
-    is_ours = wanted.startswith(home) and wanted.isascii() and wanted.isprintable() and "\\" not in wanted
-    return wanted if is_ours else home
+    path = unquote(wanted.partition("?")[0].partition("#")[0])  # a browser takes %2e for a dot
+    is_plain = wanted.isascii() and wanted.isprintable() and not re.search(r"\\|//|/\.", path)
+    return wanted if wanted.startswith(home) and is_plain else home

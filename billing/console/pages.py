@@ -10,9 +10,20 @@ import base64
 import json
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
-from flask import Blueprint, Response, current_app, g, make_response, redirect, render_template, request
+from flask import (
+    Blueprint,
+    Response,
+    current_app,
+    g,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
@@ -54,6 +65,8 @@ class Refused(Exception):
 
 def page(template: str, *, status: int = 200, **values: Any) -> Response:
     """A page of the console."""
+    access.begin()
+    notice = _read_notice()
     html = render_template(
         f"billing_console/{template}",
         operator=g.operator,
@@ -62,21 +75,21 @@ def page(template: str, *, status: int = 200, **values: Any) -> Response:
         here=(request.blueprint or "").rpartition(".")[2],
         form_token=access.form_token(),
         livemode=service().settings.livemode,
-        notice=_read_notice(),
+        notice=notice,
         sheet=style.TAG,
         now=datetime.now(UTC),
         **values,
     )
     response = make_response(html, status)
-    if NOTICE in request.cookies:
+    if notice:
         response.delete_cookie(NOTICE, path="/", secure=True, httponly=True, samesite="Strict")
     return response
 
 
 def done(sentence: str, back: str) -> Response:
-    """On to a page, which says what was done. `back` is an address of ours, never one that was sent."""
+    """On to a page, which alone says what was done. `back` is an address of ours, never one that was sent."""
     response = make_response(redirect(back, 303))
-    written = base64.urlsafe_b64encode(sentence.encode()).decode()
+    written = base64.urlsafe_b64encode(json.dumps([urlsplit(back).path, sentence]).encode()).decode()
     response.set_cookie(NOTICE, written, max_age=60, path="/", secure=True, httponly=True, samesite="Strict")
     return response
 
@@ -86,6 +99,8 @@ def prepare(blueprint: Blueprint) -> None:
 
     @blueprint.after_request
     def protect(response: Response) -> Response:
+        if not access.has_begun():
+            return response
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         if "text/html" in response.content_type:
@@ -101,10 +116,13 @@ def prepare(blueprint: Blueprint) -> None:
 
 
 def _read_notice() -> str | None:
+    """What the last action has left for this page."""
     try:
-        return base64.urlsafe_b64decode(request.cookies.get(NOTICE, "").encode()).decode() or None
-    except ValueError:
+        path, sentence = json.loads(base64.urlsafe_b64decode(request.cookies.get(NOTICE, "")))
+    except (ValueError, TypeError):
         return None
+    here = url_for(request.endpoint, **(request.view_args or {})) if request.endpoint else None
+    return str(sentence) if path == here else None
 
 
 # ---- what went wrong

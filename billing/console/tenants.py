@@ -22,7 +22,7 @@ from billing.web.contract import service
 page = Blueprint("tenants", __name__, url_prefix="/tenants")
 
 
-@page.get("/")
+@page.get("")
 @observed("console.tenants")
 @viewed
 def show() -> Any:

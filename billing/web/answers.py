@@ -54,6 +54,8 @@ def _begin() -> None:
 
 
 def _finish(response: Response) -> Response:
+    if "began" not in g:
+        return response  # the app that we are mounted in has answered in our place
     response.headers["X-Request-Id"] = g.request_id
     response.headers.setdefault("Cache-Control", "no-store")
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -80,7 +82,7 @@ def _forget(_error: BaseException | None) -> None:
 def _refused(error: BillingError) -> Response:
     if error.status >= 500:
         log.warning("http.failed", outcome=error.outcome, cause=type(error.__cause__).__name__)
-    return _json(error.status, body(error, g.request_id), error.headers.items())
+    return _json(error.status, body(error, g.get("request_id", "")), error.headers.items())
 
 
 def _framework_error(error: HTTPException) -> Response:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from flask import Blueprint, Flask, Request
+from flask import Blueprint, Flask, Request, abort, request
 from flask.testing import FlaskClient
 from sqlalchemy import Connection, text
 from werkzeug.routing import Rule
@@ -22,6 +22,7 @@ from billing.db import SYSTEM, Database
 from billing.operators import Attempt, Operator
 from tests.conftest import MakeApp, rows
 from tests.console.conftest import HASH, HERE, HOME, PASSWORD, USERS, Browser, words
+from tests.test_webhooks import NOWHERE
 
 WRONG = "wrong horse"
 TOO_LONG = "x" * 2000  # nobody's, and never looked at
@@ -46,10 +47,14 @@ def test_who_signs_in_is_led_to_the_page_they_wanted(stranger: Browser) -> None:
 
 
 @pytest.mark.parametrize(
-    "elsewhere", ["https://evil.example", "//evil.example", f"{HOME}\\evil", "/api/plans", f"{HERE}{HOME}"]
+    "elsewhere",
+    [
+        *("https://evil.example", "//evil.example", f"{HOME}\\evil", "/api/plans", f"{HERE}{HOME}"),
+        *(f"{HOME}../../demo", f"{HOME}inbox/%2e%2E/..%2f../demo", f"{HOME}/evil.example"),
+    ],
 )
-def test_nobody_is_led_away_by_signing_in(stranger: Browser, elsewhere: str) -> None:
-    answer = stranger.sends("sign-in", name="ana", password=PASSWORD, back=elsewhere)
+def test_nobody_is_led_away_by_signing_in(ana: Browser, elsewhere: str) -> None:
+    answer = ana.client.get(f"{HOME}sign-in", base_url=HERE, query_string={"back": elsewhere})
 
     assert answer.location == HOME
 
@@ -221,6 +226,26 @@ def test_a_session_ends_by_signing_out_and_by_time(stranger: Browser, database: 
         assert stranger.opens("").status_code == 303, column
 
 
+def test_a_page_that_renews_itself_keeps_no_session_alive(ana: Browser, database: Database) -> None:
+    def used(path: str) -> bool:
+        set_at = "UPDATE operator_sessions SET used_at = statement_timestamp() - interval '1 hour'"
+        with database.begin(SYSTEM) as connection:
+            connection.execute(text(set_at))
+        assert ana.opens(path).status_code == 200
+        [row] = rows(database, "SELECT used_at > now() - interval '1 minute' AS used FROM operator_sessions")
+        return bool(row["used"])
+
+    assert [used(path) for path in ("", "?renew=1", "console.css")] == [True, False, False]
+
+
+def test_what_was_done_is_told_by_the_page_that_it_leads_to_and_once(ana: Browser) -> None:
+    done = ana.sends("plans/refresh", reason="it has changed", seen="plans")
+    told = [ana.reads(path) for path in ("?renew=1", "tenants", "plans", "plans")]
+
+    assert done.location == f"{HOME}plans"
+    assert ["A worker reads it now." in page for page in told] == [False, False, True, False]
+
+
 def test_whose_entry_changes_is_signed_out(ana: Browser, make_app: MakeApp) -> None:
     cookie = ana.client.get_cookie("__Host-billing_console", "billing.example.com")
     assert cookie
@@ -307,9 +332,28 @@ def test_every_page_is_observed_and_forbids_all_that_it_does_not_need(ana: Brows
 
 
 def test_what_is_not_there_is_a_page_of_the_console(ana: Browser) -> None:
-    answer = ana.opens("nowhere")
+    for answer in (ana.opens("nowhere"), ana.sends("inbox", reason="why not"), ana.sends("", reason="why not")):
+        assert (answer.status_code, answer.content_type) == (404, "text/html; charset=utf-8")
 
-    assert (answer.status_code, answer.content_type) == (404, "text/html; charset=utf-8")
+
+def test_an_address_with_a_slash_too_many_leads_to_its_page(ana: Browser) -> None:
+    for path in ("inbox/", "tenants/"):
+        answer = ana.opens(f"{path}?state=due&_scheme=ftp")
+        assert answer.location == f"{HOME}{path.rstrip('/')}?state=due&_scheme=ftp"
+
+
+def test_while_the_database_is_away_an_operator_is_told_so(make_app: MakeApp) -> None:
+    client = make_app(BILLING_CONSOLE_USERS=USERS, DATABASE_URL=NOWHERE).test_client()
+    client.set_cookie(access.COOKIE, "x" * 43, domain="billing.example.com")
+    answer = client.get(HOME, base_url=HERE)
+
+    assert (answer.status_code, answer.content_type) == (503, "text/html; charset=utf-8")
+    assert (answer.headers["Retry-After"], "Service unavailable." in words(answer)) == ("2", True)
+    assert client.get(f"{HOME}console.css", base_url=HERE).status_code == 200
+
+
+def test_nobody_is_read_whose_form_is_too_large(stranger: Browser) -> None:
+    assert stranger.sends("sign-in", name="x" * access.LARGEST_FORM).status_code == 413
 
 
 # ---- settings
@@ -357,6 +401,8 @@ STAFF = {"X-Staff": "mia"}
 def who(request: Request) -> Operator | None:
     """How the host knows them."""
     name = request.headers.get("X-Staff")
+    if name == "unreadable":
+        raise KeyError(name)
     return Operator(name, may_act=True) if name else None
 
 
@@ -367,6 +413,13 @@ def host(environ: dict[str, str], database: Database, tmp_path: Path) -> Iterato
     (tmp_path / "console" / "base.html").write_text("The host's own page.")
     app = Flask("host", template_folder=str(tmp_path))
     app.register_blueprint(Blueprint("console", __name__))
+
+    @app.before_request
+    def wall() -> str | None:
+        if walled := request.headers.get("X-Walled"):
+            return walled if walled == "Come back later." else abort(403)
+        return None
+
     billing = wiring.build(config.load(environ))
     web.mount(app, billing, url_prefix="/pay")
     console.mount(app, billing, who=who, url_prefix="/pay")
@@ -383,4 +436,24 @@ def test_a_host_that_knows_its_operators_lets_them_in_itself(host: Flask) -> Non
     assert (let_in.status_code, "mia (operator)" in words(let_in)) == (200, True)
     assert "Sign out" not in let_in.text
     assert kept_out.status_code == 403
-    assert client.post("/pay/billing/console/sign-in", base_url=HERE).status_code == 405
+    assert client.post("/pay/billing/console/sign-in", base_url=HERE).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/pay/billing/console/", "/pay/billing/console/console.css", "/pay/api/plans"]
+)
+def test_a_wall_of_the_hosts_answers_in_our_place(host: Flask, path: str) -> None:
+    client = host.test_client()
+
+    walled = client.get(path, base_url=HERE, headers={"X-Walled": "Come back later."})
+    refused = client.get(path, base_url=HERE, headers={"X-Walled": "Nobody comes in."})
+
+    assert (walled.status_code, walled.text) == (200, "Come back later.")
+    assert set(walled.headers.keys()) == {"Content-Type", "Content-Length"}  # it knows what its pages may do
+    assert (refused.status_code, "Content-Security-Policy" in refused.headers) == (403, "console" in path)
+
+
+def test_a_host_that_cannot_tell_who_it_is_shows_a_page(host: Flask) -> None:
+    answer = host.test_client().get("/pay/billing/console/", base_url=HERE, headers={"X-Staff": "unreadable"})
+
+    assert (answer.status_code, answer.content_type) == (500, "text/html; charset=utf-8")
