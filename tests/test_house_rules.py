@@ -64,6 +64,25 @@ def test_no_exception_is_swallowed_whole() -> None:
     assert swallowing == {"billing/sync.py", "billing/web/links.py", "billing/worker.py"}
 
 
+def test_no_code_of_the_operators_asks_stripe_for_money_or_for_a_link() -> None:
+    """What `Stripe` writes may not so much as be named there; links and purchases are made by others."""
+    written = {
+        method.name
+        for method in ast.walk(ast.parse((ROOT / "billing" / "stripe_api.py").read_text()))
+        if isinstance(method, ast.FunctionDef) and "self._call(" in ast.unparse(method)
+    }
+    assert {"open_portal", "open_checkout", "cancel_subscription"} < written
+    named = {
+        node.attr if isinstance(node, ast.Attribute) else node.id
+        for room in ("console", "operations")
+        for module in (ROOT / "billing" / room).rglob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute | ast.Name)
+    }
+
+    assert named & (written | {"buying"}) == set()
+
+
 def test_every_metric_is_in_the_table_of_alarms_and_every_one_there_is_measured() -> None:
     table = (ROOT / "docs" / "operations.md").read_text().partition("\n## Alarms\n")[2].partition("\n## ")[0]
     made = {

@@ -389,6 +389,8 @@ def test_a_command_makes_the_entry_of_an_operator(make_app: MakeApp) -> None:
     browser = Browser(make_app(BILLING_CONSOLE_USERS=entry).test_client())
     assert browser.signs_in("ana").status_code == 303
     assert "ana (operator)" in browser.reads("")
+    shown = runner.invoke(args=["billing", "console", "password", "ana", "--password", PASSWORD])
+    assert "No such option" in shown.output  # `ps` would show it to all of the machine
     short = runner.invoke(args=["billing", "console", "password", "ana"], input="short\nshort\n")
     assert (short.exit_code, "at least 12 characters" in short.output) == (2, True)
 
