@@ -38,7 +38,7 @@ TOKEN = re.compile(r"[\w-]{43}", re.ASCII)
 LONGEST_PASSWORD = 1000
 LONGEST_REASON = 500
 LARGEST_FORM = 64 * 1024
-SHEET = "billing_console.style.sheet"
+FOR_ANYBODY = {"billing_console.style.sheet", "billing_console.sign_in"}  # whose session is not looked up
 AT_ONCE = 2  # passwords checked in a process: each takes a third of a second and 32 MB
 WAITING = 4  # who come while that many are checked; more would hold the threads of webhooks and reads
 NOBODYS = (
@@ -62,7 +62,7 @@ def prepare(blueprint: Blueprint, who: WhoIsIt | None) -> None:
     def find_operator() -> None:
         begin()
         request.max_content_length = request.max_form_memory_size = LARGEST_FORM
-        if request.endpoint != SHEET:
+        if request.endpoint not in FOR_ANYBODY:
             g.operator = who(request) if who else None if g.is_new else _signed_in(g.token)
 
     @blueprint.after_request

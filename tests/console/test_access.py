@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 import threading
 from collections import Counter
@@ -342,7 +343,9 @@ def test_an_address_with_a_slash_too_many_leads_to_its_page(ana: Browser) -> Non
         assert answer.location == f"{HOME}{path.rstrip('/')}?state=due&_scheme=ftp"
 
 
-def test_while_the_database_is_away_an_operator_is_told_so(make_app: MakeApp) -> None:
+def test_while_the_database_is_away_an_operator_is_told_so(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = make_app(BILLING_CONSOLE_USERS=USERS, DATABASE_URL=NOWHERE).test_client()
     client.set_cookie(access.COOKIE, "x" * 43, domain="billing.example.com")
     answer = client.get(HOME, base_url=HERE)
@@ -350,6 +353,10 @@ def test_while_the_database_is_away_an_operator_is_told_so(make_app: MakeApp) ->
     assert (answer.status_code, answer.content_type) == (503, "text/html; charset=utf-8")
     assert (answer.headers["Retry-After"], "Service unavailable." in words(answer)) == ("2", True)
     assert client.get(f"{HOME}console.css", base_url=HERE).status_code == 200
+    monkeypatch.setattr(access, "_door", threading.BoundedSemaphore(1))
+    with access._door:  # who is sent away from there has asked the database for nothing
+        form = {"form": hmac.digest(b"x" * 43, b"form", "sha256").hex()}
+        assert client.post(f"{HOME}sign-in", base_url=HERE, data=form).status_code == 429
 
 
 def test_nobody_is_read_whose_form_is_too_large(stranger: Browser) -> None:
