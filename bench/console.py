@@ -43,7 +43,7 @@ ASKED: Mapping[str, Sequence[str]] = {
         *(f"?of=cus_{SEVERAL}", f"?of={SEVERAL}", "?reason=names+no+customer", "?span=week"),
     ],
     "/inbox/event": ["?id=evt_7"],
-    "/tenants/": [
+    "/tenants": [
         *("", f"?q={SEVERAL}", "?q=nobody", f"?q=cus_{SEVERAL}", "?state=grace", "?state=none", "?state=never"),
         *(f"?q=sub_{SEVERAL}", "?q=in_1", "?q=evt_7", "?q=tenant-00", "?q=tenant-00&state=active"),
     ],
