@@ -25,6 +25,9 @@ GAUGES = (
     Gauge("billing.webhook.silent", "1", "1 while none has come for longer than is expected"),
     Gauge("billing.workers", "{process}", "Workers whose loop turns"),
     Gauge("billing.tenants.unsynced", "{tenant}", "Linked tenants about whom Stripe has never answered"),
+    Gauge(
+        "billing.tenants.drifted", "{tenant}", "Found to differ from Stripe within the hour, or not mended yet"
+    ),
     Gauge("billing.feed.behind", "{tenant}", "Changed tenants that a consumer has before it"),
     Gauge("billing.feed.unseen", "s", "Since a consumer last asked"),
 )
@@ -52,7 +55,7 @@ def _taken(db: Database) -> Vitals:
 
 
 def figures(of: Vitals, expect_webhook_every: timedelta | None, now: datetime) -> Iterator[Figure]:
-    """The gauges' values. A consumer is one of a few; no tenant, customer or event is ever named."""
+    """The gauges' values. Consumers and kinds are few; no tenant, customer or event is ever named."""
     yield Figure("billing.inbox.oldest", of.oldest_unprocessed or 0.0)
     yield Figure("billing.inbox.buried", of.buried)
     if of.last_webhook is not None:
@@ -60,6 +63,8 @@ def figures(of: Vitals, expect_webhook_every: timedelta | None, now: datetime) -
     yield Figure("billing.webhook.silent", int(of.is_silent(expect_webhook_every)))
     yield Figure("billing.workers", len(of.workers))
     yield Figure("billing.tenants.unsynced", of.never_synced)
+    for kind, tenants in of.drifted.items():
+        yield Figure("billing.tenants.drifted", tenants, {"kind": kind})
     for consumer in of.consumers:
         named = {"consumer": consumer.name}
         yield Figure("billing.feed.behind", consumer.behind, named)

@@ -35,6 +35,7 @@ Kind = Literal["changed", "missed_event", "customer_deleted", "foreign_customer"
 KINDS: tuple[Kind, ...] = ("changed", "missed_event", "customer_deleted", "foreign_customer")
 PERSONAL: frozenset[str] = frozenset({"customer_deleted", "foreign_customer"})  # they need a person
 KEPT = timedelta(days=35)
+LATELY = timedelta(hours=1)
 SHOWN = 100
 JUDGED_AT_ONCE = 500
 
@@ -205,7 +206,7 @@ _COLUMNS = (
 )
 _MENDED = text(f"""
     SELECT {_COLUMNS} FROM drift WHERE found_at >= :since AND mended_at IS NOT NULL
-    ORDER BY found_at, tenant_id LIMIT :most
+    ORDER BY found_at, tenant_id
 """)  # noqa: S608  # ours
 _NEEDING = text(f"""
     SELECT {_COLUMNS} FROM drift WHERE found_at IS NOT NULL AND mended_at IS NULL AND {_IS_LINKED}
@@ -217,15 +218,15 @@ _COUNT = text("""
 """)
 
 
-def needing(connection: Connection, *, most: int = SHOWN) -> list[Finding]:
-    """What needs a person, the oldest first."""
+def needing(connection: Connection, *, most: int | None = SHOWN) -> list[Finding]:
+    """What needs a person, the oldest first; all of it with None."""
     return [Finding(*row) for row in connection.execute(_NEEDING, {"most": most})]
 
 
-def found(connection: Connection, *, since: datetime, most: int = SHOWN) -> list[Finding]:
-    """What was found and mended since then, and whatever needs a person, whenever it was found."""
-    mended = connection.execute(_MENDED, {"since": since, "most": most})
-    return [*(Finding(*row) for row in mended), *needing(connection, most=most)]
+def found(connection: Connection, *, since: datetime) -> list[Finding]:
+    """All that was found and mended since then, and whatever needs a person, whenever it was found."""
+    mended = connection.execute(_MENDED, {"since": since})
+    return [*(Finding(*row) for row in mended), *needing(connection, most=None)]
 
 
 def none() -> dict[Kind, int]:
@@ -237,5 +238,24 @@ def count(connection: Connection, *, since: datetime, until: datetime | None = N
     """How many were found in that time, by kind."""
     counted = none()
     for kind, number in connection.execute(_COUNT, {"since": since, "until": until}):
+        counted[kind] = number
+    return counted
+
+
+_LATELY = text(f"""
+    SELECT kind, count(*) FROM (
+        (SELECT kind FROM drift
+         WHERE found_at >= clock_timestamp() - CAST(:lately AS interval) AND mended_at IS NOT NULL LIMIT :most)
+        UNION ALL
+        (SELECT kind FROM drift WHERE found_at IS NOT NULL AND mended_at IS NULL AND {_IS_LINKED} LIMIT :most)
+    ) AS counted
+    GROUP BY kind
+""")  # noqa: S608  # ours
+
+
+def lately(connection: Connection, *, most: int) -> dict[Kind, int]:
+    """How many were found and mended within LATELY, or still need a person, by kind; counted up to `most`."""
+    counted = none()
+    for kind, number in connection.execute(_LATELY, {"lately": LATELY, "most": most + 1}):
         counted[kind] = number
     return counted

@@ -27,7 +27,6 @@ from billing.runs import Run
 from billing.state import Shown
 from billing.stripe_api import Stripe
 from billing.sync import Difference
-from billing.telemetry import meter
 
 EVERY = timedelta(hours=1)  # a worker's run
 STALE = timedelta(hours=24)  # Stripe counts reads: 500 for each transaction, and a month has 720 hours
@@ -40,7 +39,6 @@ COMPARING = 8  # at a time; the budget, not this, is what limits them
 Compared = TypeVar("Compared")
 
 log = structlog.get_logger(__name__)
-found_drift = meter.create_counter("billing.drift", description="Tenants that differed from Stripe, by kind")
 
 
 # ---- what a worker does
@@ -153,7 +151,6 @@ def _shown(shown: Mapping[str, Shown], one: Pending) -> Shown:
 
 def _tell(one: Pending, after: Shown) -> None:
     before = one.suspicion
-    found_drift.add(1, {"kind": before.kind})
     log.warning(
         "drift.found",
         kind=before.kind,

@@ -6,14 +6,15 @@ figure comes along an index of few rows, and none is counted beyond `COUNTED`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from billing import customers, feed, inbox, questions, workers
+from billing import customers, drift, feed, inbox, questions, workers
 from billing.db import along_indexes
+from billing.drift import Kind
 from billing.feed import Consumer
 from billing.workers import Heartbeat
 
@@ -35,6 +36,9 @@ class Vitals:
     consumers: Sequence[Consumer]
     linked: int  # tenants with a Stripe customer
     never_synced: int  # of those, about whom Stripe has never answered; who was linked past us counts once seen
+    drifted: Mapping[
+        Kind, int
+    ]  # tenants found to differ from Stripe within the hour, or still for a person to mend
 
     def is_silent(self, expected_every: timedelta | None) -> bool:
         """Whether no webhook has come for longer than is expected; never, where nothing is."""
@@ -59,4 +63,5 @@ def taken(connection: Connection) -> Vitals:
         consumers=feed.overview(connection).consumers,
         linked=customers.linked(connection, most=COUNTED),
         never_synced=questions.never_answered(connection, most=COUNTED),
+        drifted=drift.lately(connection, most=COUNTED),
     )

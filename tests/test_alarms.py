@@ -16,7 +16,7 @@ from opentelemetry.metrics import Meter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from billing import alarms, telemetry, vitals
+from billing import alarms, drift, telemetry, vitals
 from billing.db import SYSTEM, Database
 from billing.errors import StripeFailed
 from billing.feed import Consumer
@@ -58,6 +58,7 @@ def test_the_gauges_say_what_the_vitals_say(database: Database) -> None:
         oldest_unprocessed=400.0,
         last_webhook=7200.0,
         never_synced=2,
+        drifted={**drift.none(), "changed": 4},
         consumers=[Consumer("search", 10, 212, hour_ago), Consumer("reports", 222, 0, NOW)],
     )
     search, reports = {"consumer": "search"}, {"consumer": "reports"}
@@ -69,6 +70,8 @@ def test_the_gauges_say_what_the_vitals_say(database: Database) -> None:
         Figure("billing.webhook.silent", 1),
         Figure("billing.workers", 0),
         Figure("billing.tenants.unsynced", 2),
+        Figure("billing.tenants.drifted", 4, {"kind": "changed"}),
+        *(Figure("billing.tenants.drifted", 0, {"kind": kind}) for kind in drift.KINDS[1:]),
         Figure("billing.feed.behind", 212, search),
         Figure("billing.feed.unseen", 3600.0, search),
         Figure("billing.feed.behind", 0, reports),

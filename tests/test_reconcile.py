@@ -520,6 +520,30 @@ def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
     return {table: rows(database, f"SELECT * FROM {table} ORDER BY {table}::text") for table in sorted(tables)}
 
 
+def test_a_report_is_whole_however_much_is_found(account: Account) -> None:
+    account.ask()
+    rows(
+        account.db,
+        """INSERT INTO drift (tenant_id, stripe_customer_id, kind, seen, version_before, found_at, mended_at)
+           SELECT 't_' || n, 'cus_' || n, 'changed', 0, 1, now() + interval '1 hour', now()
+           FROM generate_series(1, 150) AS n RETURNING 1""",
+    )
+    for n in range(150):
+        link(account.db, f"t_{n}", f"cus_{n}")
+    rows(
+        account.db,
+        """INSERT INTO drift (tenant_id, stripe_customer_id, kind, seen, version_before, found_at)
+           SELECT tenant_id, stripe_customer_id, 'customer_deleted', 0, 1, now() FROM tenant_config
+           WHERE tenant_id <> 't_acme' RETURNING 1""",
+    )
+
+    with account.db.begin(SYSTEM) as connection:
+        found = drift.found(connection, since=datetime.now(UTC))
+        shown = drift.needing(connection)
+
+    assert (len(found), sum(one.needs_somebody for one in found), len(shown)) == (300, 150, drift.SHOWN)
+
+
 # ---- runs
 
 

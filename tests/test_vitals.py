@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from billing import inbox, questions, vitals, workers
+from billing import drift, inbox, questions, vitals, workers
 from billing.db import SYSTEM, Database
 from billing.vitals import Vitals
 from billing.worker import Worker
@@ -40,8 +40,25 @@ def events(database: Database, state: str, *, count: int, hours: int, **columns:
         )
 
 
+def drifted(
+    database: Database, tenant: str, customer: str, kind: str, *, hours: int, mended: bool = False
+) -> None:
+    """It was found so many hours ago."""
+    rows(
+        database,
+        """INSERT INTO drift (tenant_id, stripe_customer_id, kind, seen, version_before, found_at, mended_at)
+           SELECT :tenant, :customer, :kind, 0, 1, at, CASE WHEN :mended THEN at END
+           FROM CAST(now() - :hours * interval '1 hour' AS timestamptz) AS at RETURNING 1""",
+        tenant=tenant,
+        customer=customer,
+        kind=kind,
+        hours=hours,
+        mended=mended,
+    )
+
+
 def test_the_figures_of_an_idle_service_are_noughts(database: Database) -> None:
-    assert taken(database) == Vitals(0, 0, 0, 0, None, None, None, [], [], 0, 0)
+    assert taken(database) == Vitals(0, 0, 0, 0, None, None, None, [], [], 0, 0, drift.none())
 
 
 def test_each_figure_counts_what_it_says_and_nothing_else(
@@ -63,9 +80,15 @@ def test_each_figure_counts_what_it_says_and_nothing_else(
         connection.execute(
             text("UPDATE stripe_customers SET answered_at = now() WHERE stripe_customer_id = 'cus_0'")
         )
+    drifted(database, "t_0", "cus_0", "changed", hours=2, mended=True)
+    for tenant in ("t_a", "t_b"):
+        drifted(database, tenant, "cus_a", "changed", hours=0, mended=True)
+    drifted(database, "t_1", "cus_1", "customer_deleted", hours=9)
+    drifted(database, "t_2", "cus_of_before", "foreign_customer", hours=9)
 
     now = taken(database)
 
+    assert now.drifted == {**drift.none(), "changed": 2, "customer_deleted": 1}
     assert (now.due, now.waiting, now.asking, now.buried) == (2, 2, 1, 3)
     assert [round((age or 0) / 3600) for age in (now.oldest_unprocessed, now.oldest_waiting)] == [6, 70]
     assert round((now.last_webhook or 0) / 3600) == 2
