@@ -108,6 +108,7 @@ class Query(Generic[Answer]):
 
 
 _ALONG_INDEXES = text("SET LOCAL enable_sort = off")
+_SORTING = text("SET LOCAL enable_sort = on")
 
 
 def along_indexes(connection: Connection) -> None:
@@ -117,6 +118,11 @@ def along_indexes(connection: Connection) -> None:
     million of them than walk along their index to the fiftieth.
     """
     connection.execute(_ALONG_INDEXES)
+
+
+def sorting_again(connection: Connection) -> None:
+    """For the rest of the transaction, have few rows sorted rather than many read along an index."""
+    connection.execute(_SORTING)
 
 
 class Database:

@@ -34,7 +34,7 @@ from sqlalchemy import (
     text,
 )
 
-from billing.db import Query, metadata, rows
+from billing.db import Query, along_indexes, metadata, rows, sorting_again
 from billing.events import Event, why_unused
 
 MOST_LAPSES = 5  # leases lost while it was alone, before its body is left unread for good
@@ -341,12 +341,22 @@ _IS_ASKING = text("""
         WHERE customer = :customer AND state = 'asking' AND (CAST(:type AS text) IS NULL OR type = :type)
     )
 """)
-# What is due is found among all that is due: asked only where an answer has changed something.
-_IS_OPEN = text("""
-    SELECT EXISTS (SELECT FROM inbox WHERE customer = :customer AND state = 'asking')
-        OR EXISTS (SELECT FROM inbox WHERE customer = :customer AND state = 'due')
+# Of what is due no index knows the customers: it would cost every delivery.
+_NEWEST_DUE = text("""
+    WITH due AS MATERIALIZED (
+        SELECT customer, id FROM inbox WHERE state = 'due' ORDER BY due_at, id LIMIT :most
+    )
+    SELECT (SELECT count(*) FROM due), (
+        SELECT jsonb_object_agg(customer, newest) FROM (
+            SELECT customer, max(id) AS newest FROM due WHERE customer = ANY(:customers) GROUP BY customer
+        ) AS of
+    )
 """)
-_HAS_COME = text("SELECT EXISTS (SELECT FROM inbox WHERE id > :after AND customer = :customer)")
+_COME = """
+    SELECT EXISTS (SELECT FROM inbox WHERE customer = :customer AND id > :after AND state <> 'due' {})
+"""
+_HAS_COME = text(_COME.format(""))
+_IS_PASSED_OVER = text(_COME.format("AND (state = 'asking' OR reason = :ignored)"))
 # Each part has an index of its own.
 _RELEASE = text("""
     WITH held AS MATERIALIZED (
@@ -368,14 +378,23 @@ def is_asking(connection: Connection, customer: str, type: str | None = None) ->
     return bool(connection.scalar(_IS_ASKING, {"customer": customer, "type": type}))
 
 
-def is_open(connection: Connection, customer: str) -> bool:
-    """Whether an event of this customer is here and has not been settled yet."""
-    return bool(connection.scalar(_IS_OPEN, {"customer": customer}))
+def newest_due(connection: Connection, customers: Collection[str]) -> dict[str, int] | None:
+    """The newest event that is due of each of these customers; None while too many are due to look through."""
+    along_indexes(connection)
+    row = connection.execute(_NEWEST_DUE, {"customers": list(customers), "most": LOOKED_AT + 1}).one()
+    sorting_again(connection)
+    return None if row[0] > LOOKED_AT else row[1] or {}
 
 
 def has_come(connection: Connection, customer: str, *, after: int) -> bool:
-    """Whether an event of this customer came after that one, whatever has become of it."""
+    """Whether an event of this customer came after that one, whatever has become of it; unless it is due."""
     return bool(connection.scalar(_HAS_COME, {"customer": customer, "after": after}))
+
+
+def is_passed_over(connection: Connection, customer: str, *, after: int) -> bool:
+    """Whether Stripe is asked, by whom it may be, in place of an event that came after that one."""
+    values = {"customer": customer, "after": after, "ignored": IGNORED}
+    return bool(connection.scalar(_IS_PASSED_OVER, values))
 
 
 def release(connection: Connection, customer: str) -> None:

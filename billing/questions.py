@@ -278,13 +278,16 @@ def put_at_once(connection: Connection, customer: str, *, seen: int) -> Question
 
 
 _AS_IT_IS = text("""
-    SELECT put, heard, coalesce(extract(epoch FROM latest_created)::bigint, 0), failures
+    SELECT answered, heard, coalesce(extract(epoch FROM latest_created)::bigint, 0), failures
     FROM stripe_customers WHERE stripe_customer_id = :customer
 """)
 
 
 def imagined(connection: Connection, customer: str, *, seen: int) -> Question:
-    """A question as it could be put now, without a lease or a number of its own. The caller holds the lock."""
+    """A question as it could be put now, without a lease, and with the number of the latest that has an answer.
+
+    The caller holds the lock.
+    """
     row = connection.execute(_AS_IT_IS, {"customer": customer}).one()
     return Question(customer, row[0], row[1], row[2], seen, row[3])
 
@@ -400,9 +403,15 @@ _IN_LINE = text("""
         SELECT FROM stripe_customers WHERE wanted_at <= statement_timestamp() LIMIT :most
     ) AS waiting
 """)
-_WAS_ANSWERED = text("""
-    SELECT answered_at > coalesce(CAST(:since AS timestamptz), '-infinity') FROM stripe_customers
-    WHERE stripe_customer_id = :customer
+_WAS_ANSWERED = text("SELECT answered_at > :since FROM stripe_customers WHERE stripe_customer_id = :customer")
+# Who was unlinked and is linked all the same was linked past us, after that.
+_MET = text("""
+    SELECT c.stripe_customer_id FROM stripe_customers c JOIN tenant_config t USING (stripe_customer_id)
+    WHERE c.stripe_customer_id = ANY(:customers) AND t.stripe_customer_id <> ''
+      AND c.answered_at > coalesce(
+          (SELECT max(greatest(l.linked_at, l.unlinked_at)) FROM tenant_links l
+           WHERE l.stripe_customer_id = t.stripe_customer_id AND l.tenant_id = t.tenant_id),
+          t.created_at)
 """)
 _LINKED = text("""
     SELECT t.stripe_customer_id, coalesce(c.answered_at > :since, false)
@@ -449,9 +458,14 @@ def in_line(connection: Connection, *, most: int) -> int:
     return int(connection.scalar(_IN_LINE, {"most": most}) or 0)
 
 
-def was_answered(connection: Connection, customer: str, *, since: datetime | None = None) -> bool:
-    """Whether an answer about this customer is held; one that came since then."""
+def was_answered(connection: Connection, customer: str, *, since: datetime) -> bool:
+    """Whether an answer about this customer has come since then."""
     return bool(connection.scalar(_WAS_ANSWERED, {"customer": customer, "since": since}))
+
+
+def met(connection: Connection, customers: Collection[str]) -> set[str]:
+    """Those of these customers about whom Stripe has answered since they were linked."""
+    return set(connection.scalars(_MET, {"customers": list(customers)}))
 
 
 def linked(connection: Connection, *, after: str, since: datetime, most: int) -> list[tuple[str, bool]]:

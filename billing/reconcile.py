@@ -18,7 +18,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from billing import customers, drift, inbox, missing, questions, runs, state, sync
+from billing import customers, drift, inbox, missing, questions, runs, sync, versions
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.drift import PERSONAL, Finding, Kind, Pending
@@ -93,8 +93,8 @@ def prune(db: Database) -> None:
 def judge(db: Database, *, before: datetime) -> int:
     """Say which suspicions from before then were right, once all events have been listed since. How many were.
 
-    A change was none of ours to find if an event of it has come since. A late event did no harm if the document
-    has not moved.
+    A change was none of ours to find if an event of it has come since. A late event did no harm if neither it
+    nor an answer has moved the document.
     """
     found, after = 0, ""
     while True:
@@ -111,10 +111,9 @@ def _judge_next(db: Database, before: datetime, after: str) -> tuple[list[Pendin
     """The next ones in one transaction, and those of them that were right, with what came of them."""
     with db.begin(SYSTEM) as connection:
         pending = drift.pending(connection, before=before, after=after)
-        owners = customers.owners(connection, [one.suspicion.customer for one in pending])
-        shown = state.shown(connection, [one.suspicion.tenant_id for one in pending])
-        verdicts = {one.id: _is_drift(connection, one, owners, shown) for one in pending}
-        right = {one: _shown(shown, one) for one in pending if verdicts[one.id]}
+        facts = _facts(connection, pending)
+        verdicts = {one.id: _is_drift(connection, one, facts) for one in pending}
+        right = {one: facts.became(one) for one in pending if verdicts[one.id]}
         drift.settle(
             connection,
             {one.id: (became.version, became.state) for one, became in right.items()},
@@ -123,30 +122,52 @@ def _judge_next(db: Database, before: datetime, after: str) -> tuple[list[Pendin
     return pending, right
 
 
-def _is_drift(
-    connection: Connection, one: Pending, owners: Mapping[str, str], shown: Mapping[str, Shown]
-) -> bool | None:
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What suspicions are judged by."""
+
+    owners: Mapping[str, str]  # by customer
+    due: Mapping[str, int] | None  # the newest due event by customer; None: too many are due to tell
+    told: Mapping[str, tuple[int, str | None]]  # what Stripe has made of the document since, by tenant
+
+    def became(self, one: Pending) -> Shown:
+        """What the tenant is told by what Stripe said since it was suspected."""
+        before = one.suspicion
+        version, state = self.told.get(before.tenant_id, (before.version, None))
+        return Shown(version, state or before.state)
+
+
+def _facts(connection: Connection, pending: Collection[Pending]) -> _Facts:
+    suspected = [one.suspicion for one in pending]
+    concerned = [one.customer for one in suspected]
+    return _Facts(
+        customers.owners(connection, concerned),
+        inbox.newest_due(connection, concerned),
+        versions.told(connection, {one.tenant_id: one.version for one in suspected}),
+    )
+
+
+def _is_drift(connection: Connection, one: Pending, facts: _Facts) -> bool | None:
     """None while nobody can tell: its events are here, and not worked on yet."""
-    kind, customer = one.suspicion.kind, one.suspicion.customer
-    if owners.get(customer) != one.suspicion.tenant_id:
+    kind, customer, seen = one.suspicion.kind, one.suspicion.customer, one.suspicion.seen
+    if facts.owners.get(customer) != one.suspicion.tenant_id:
         return False
     if kind in PERSONAL:
         return True
-    if kind == "changed" and inbox.has_come(connection, customer, after=one.suspicion.seen):
-        return False
-    is_answered = questions.was_answered(connection, customer, since=one.since)
-    if kind == "missed_event" and not is_answered and inbox.is_open(connection, customer):
-        return None
-    return _differs(Shown(one.suspicion.version, one.suspicion.state), _shown(shown, one))
+    differs = _differs(Shown(one.suspicion.version, one.suspicion.state), facts.became(one))
+    newest = None if facts.due is None else facts.due.get(customer, 0)
+    if kind == "changed":
+        if inbox.has_come(connection, customer, after=seen) or (newest or 0) > seen:
+            return False
+        return None if newest is None else differs
+    if differs or questions.was_answered(connection, customer, since=one.since):
+        return differs
+    return None if newest != 0 or inbox.is_asking(connection, customer) else False
 
 
 def _differs(before: Shown, after: Shown) -> bool:
     """Whether the document is another one now, and not only for a Checkout that was begun and abandoned."""
     return before.version != after.version and not {before.state, after.state} <= NOTHING_BOUGHT
-
-
-def _shown(shown: Mapping[str, Shown], one: Pending) -> Shown:
-    return shown.get(one.suspicion.tenant_id, Shown(0, None))
 
 
 def _tell(one: Pending, after: Shown) -> None:
@@ -230,7 +251,7 @@ def imagine(
     for page, total in _in_pages(db, report, after="", since=at, most=most):
         for one in _each(page, lambda customer, _: sync.imagine(db, stripe, budget, customer)):
             tell(total)
-            if one.kind in PERSONAL or _differs(one.before, one.after):
+            if one.kind in PERSONAL or (one.is_told and _differs(one.before, one.after)):
                 differing.append(one)
     again = missing.unknown(db, stripe, budget, livemode=livemode) if differing else ()
     come = {one.customer for one, _ in (*listed, *again)}

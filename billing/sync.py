@@ -46,7 +46,7 @@ from billing.events import Event, Json
 from billing.inbox import Asking, Claimed
 from billing.invoices import Invoice
 from billing.questions import Customer, Question
-from billing.state import Changed, Shown
+from billing.state import Changed, Evaluated, Shown
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
 from billing.subscriptions import FINAL, Facts, Folded, Held, Snapshot, Subscription, Verdict
 from billing.telemetry import Causes
@@ -471,11 +471,12 @@ class _Holding:
     asked_by: Sequence[Asking] = ()
     changed: Sequence[Changed] = ()
     again: bool = False
+    news: bool = False  # of a customer that is watched: a document says something else by it
 
 
 def _hold(connection: Connection, question: Question, answer: Answer, *, watched: bool) -> _Holding | None:
     """None where a later question has been put."""
-    questions.lock(connection, question.customer)
+    customer = questions.lock(connection, question.customer)
     if not questions.is_latest(connection, question):
         return None
     tenants = customers.owners(connection, [question.customer]).values()
@@ -486,8 +487,7 @@ def _hold(connection: Connection, question: Question, answer: Answer, *, watched
     rows = {id: row for id, row in rows.items() if row.customer == question.customer}
     overtaken = {id for id, row in rows.items() if row.heard > question.heard}
     writes = list(_answered(answer, rows, overtaken))
-    if watched:
-        _watch(connection, question, answer, tenants, changed=any(write.subscription for write in writes))
+    before = _known(connection, question.customer, tenants) if watched else {}
     if overtaken:
         questions.refused(connection, question)
         asked_by = inbox.asking(connection, question.customer)
@@ -499,10 +499,14 @@ def _hold(connection: Connection, question: Question, answer: Answer, *, watched
         subscriptions.end(connection, question.customer)
     if answer.entitlements is not None:
         entitlements.replace(connection, question.customer, answer.entitlements)
+    news = _is_news(connection, before)
+    if watched:
+        is_untold = news and not (asked_by or _is_told(connection, customer))
+        _watch(connection, question, answer, tenants, is_untold=is_untold)
     confirmed = {} if overtaken else dict.fromkeys(tenants, math.inf)
     behind = {tenant: [one.event_id for one in asked_by] for tenant in tenants}
     changed = state.refresh(connection, tenants, cause="answer", events=behind, confirmed=confirmed)
-    return _Holding(asked_by, changed, bool(overtaken))
+    return _Holding(asked_by, changed, bool(overtaken), news)
 
 
 def _finish(connection: Connection, question: Question, answer: Answer) -> list[Asking]:
@@ -516,17 +520,46 @@ def _finish(connection: Connection, question: Question, answer: Answer) -> list[
 # ---- what no event has told
 
 
+def _known(connection: Connection, customer: str, tenants: Collection[str]) -> dict[str, Evaluated]:
+    """The documents by what is held before the answer. Of a link's first answer, none: it has all to tell."""
+    return state.evaluate(connection, tenants) if questions.met(connection, [customer]) else {}
+
+
+def _is_news(connection: Connection, before: Mapping[str, Evaluated]) -> bool:
+    """Whether one of these documents says something else by what is held now. The time is that of now for both,
+    and the edition may not be another: so nothing but the answer counts.
+    """
+    after = state.evaluate(connection, before.keys()) if before else {}
+    return any(
+        one.edition == after[tenant].edition and one.digest() != after[tenant].digest()
+        for tenant, one in before.items()
+    )
+
+
+def _is_told(connection: Connection, customer: Customer) -> bool:
+    """Whether an event has come since the last answer that is not held for what it says: Stripe is, or will be,
+    asked in its place.
+    """
+    since = customer.answered_seen
+    due = inbox.newest_due(connection, [customer.id])
+    return (
+        due is None
+        or due.get(customer.id, 0) > since
+        or inbox.is_passed_over(connection, customer.id, after=since)
+    )
+
+
 def _watch(
-    connection: Connection, question: Question, answer: Answer, tenants: Collection[str], *, changed: bool
+    connection: Connection, question: Question, answer: Answer, tenants: Collection[str], *, is_untold: bool
 ) -> None:
-    """Suspect what this answer, which is not held yet, is the first to tell."""
+    """Suspect what this answer, by which no document is written yet, is the first to tell."""
     kind: Kind | None = None
     if answer.is_deleted:
         kind = "customer_deleted"
     elif any(_is_named_otherwise(connection, tenant, answer.named) for tenant in tenants):
         kind = "foreign_customer"
-    elif changed and questions.was_answered(connection, question.customer):  # the first answer has all to tell
-        kind = None if inbox.is_open(connection, question.customer) else "changed"
+    elif is_untold:
+        kind = "changed"
     drift.clear(connection, tenants, still=kind)
     if kind:
         suspect(connection, {question.customer: None}, kind, seen=question.seen)
@@ -540,9 +573,13 @@ def _is_named_otherwise(connection: Connection, tenant: str, named: str | None) 
 def suspect(connection: Connection, events: Mapping[str, str | None], kind: Kind, *, seen: int) -> None:
     """Write down that the documents of these customers' tenants may have been wrong, as they are now.
 
-    With each customer goes the event that was missed, if there is one.
+    With each customer goes the event that was missed, if there is one. Before a link's first answer nobody was
+    told anything that it could contradict.
     """
     owners = customers.owners(connection, events.keys())
+    if kind == "missed_event":
+        known = questions.met(connection, owners.keys())
+        owners = {customer: tenant for customer, tenant in owners.items() if customer in known}
     shown = state.shown(connection, owners.values())
     unknown = Shown(0, None)
     drift.suspect(
@@ -564,6 +601,7 @@ class Difference:
     before: Shown
     after: Shown
     kind: Kind | None
+    is_told: bool  # something, by the answer: else it changes for reasons of our own
 
 
 def imagine(
@@ -581,11 +619,11 @@ def imagine(
         tenant = customers.owners(connection, [customer]).get(customer, "")
         before = state.shown(connection, [tenant]).get(tenant, Shown(0, None))
         if answer is None:
-            return Difference(tenant, customer, before, before, "foreign_customer")
-        put, _ = questions.numbers(connection, customer)
-        _hold(connection, replace(question, put=put), answer, watched=True)
+            return Difference(tenant, customer, before, before, "foreign_customer", is_told=False)
+        holding = _hold_imagined(connection, question, answer, watched=True)
         after = state.shown(connection, [tenant]).get(tenant, before)
-        return Difference(tenant, customer, before, after, drift.suspected(connection, tenant))
+        is_told = holding is not None and holding.news
+        return Difference(tenant, customer, before, after, drift.suspected(connection, tenant), is_told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -604,7 +642,7 @@ class Beside:
     here: Side
     there: Side
     is_deleted: bool  # at Stripe
-    is_overtaken: bool  # an event came in while Stripe was read: what it told is on neither side for sure
+    is_overtaken: bool  # while Stripe was read, an event came in, or an answer: that may be on one side only
 
 
 def compare(db: Database, stripe: Stripe, budget: Budget, customer: str) -> Beside:
@@ -615,8 +653,7 @@ def compare(db: Database, stripe: Stripe, budget: Budget, customer: str) -> Besi
         if (tenant := customers.owners(connection, [customer]).get(customer)) is None:
             raise NoCustomer
         here = _side(connection, tenant, customer)
-        put, _ = questions.numbers(connection, customer)
-        holding = _hold(connection, replace(question, put=put), answer, watched=False)
+        holding = _hold_imagined(connection, question, answer, watched=False)
         there = _side(connection, tenant, customer)
     return Beside(tenant, here, there, answer.is_deleted, is_overtaken=holding is None or holding.again)
 
@@ -635,6 +672,18 @@ def _imagined(
         questions.lock(connection, customer)
         question = questions.imagined(connection, customer, seen=inbox.newest(connection))
     return question, _Reader(db, stripe, budget, question, lane, leased=False).answer()
+
+
+def _hold_imagined(
+    connection: Connection, question: Question, answer: Answer, *, watched: bool
+) -> _Holding | None:
+    """Hold the answer as if it had been asked for now. None where another has come in meanwhile, which may be
+    the newer one. The caller holds the lock, and takes all of it back.
+    """
+    put, answered = questions.numbers(connection, question.customer)
+    if answered != question.put:
+        return None
+    return _hold(connection, replace(question, put=put), answer, watched=watched)
 
 
 def _answered(

@@ -146,6 +146,35 @@ def forget(connection: Connection, tenant_id: str) -> None:
     connection.execute(_FORGET, {"tenant": tenant_id})
 
 
+# ---- for judging what an event, or an answer, came to
+
+# The state is written down only where it changed.
+_TOLD = text("""
+    SELECT since.tenant, told.version, (
+        SELECT v.changes->'state'->>1 FROM tenant_versions v
+        WHERE v.tenant_id = since.tenant AND v.version > since.version AND v.version <= told.version
+          AND v.changes ? 'state'
+        ORDER BY v.version DESC LIMIT 1
+    )
+    FROM jsonb_to_recordset(CAST(:since AS jsonb)) AS since (tenant text, version bigint)
+    CROSS JOIN LATERAL (
+        SELECT max(v.version) AS version FROM tenant_versions v
+        WHERE v.tenant_id = since.tenant AND v.version > since.version AND v.cause IN ('event', 'answer')
+    ) AS told
+    WHERE told.version IS NOT NULL
+""")
+
+
+def told(connection: Connection, since: Mapping[str, int]) -> dict[str, tuple[int, str | None]]:
+    """The latest version that Stripe has brought about after these, by tenant; with its state, if that changed.
+
+    Those are left out whose document has not moved since, or for reasons of our own.
+    """
+    rows = [{"tenant": tenant, "version": version} for tenant, version in since.items()]
+    found = connection.execute(_TOLD, {"since": json.dumps(rows)})
+    return {row[0]: (row[1], row[2]) for row in found}
+
+
 # ---- for operators
 
 

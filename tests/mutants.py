@@ -316,16 +316,38 @@ MUTANTS = [
     Mutant(
         "what waits for a worker is drift",
         "billing/sync.py",
-        '        kind = None if inbox.is_open(connection, question.customer) else "changed"\n',
-        '        kind = "changed"\n',
+        "        is_untold = news and not (asked_by or _is_told(connection, customer))\n",
+        "        is_untold = news\n",
         "tests/test_reconcile.py::test_a_change_whose_event_is_on_its_way_is_no_drift",
     ),
     Mutant(
         "what comes a moment later is drift",
         "billing/reconcile.py",
-        '    if kind == "changed" and inbox.has_come(',
-        '    if kind == "never" and inbox.has_come(',
+        "        if inbox.has_come(connection, customer, after=seen) or (newest or 0) > seen:\n",
+        "        if seen < 0:\n",
         "tests/test_reconcile.py::test_a_change_is_judged_by_the_event_that_comes_after_it",
+    ),
+    Mutant(
+        "the first answer of a link is drift",
+        "billing/sync.py",
+        " if questions.met(connection, [customer]) else {}\n",
+        "\n",
+        "tests/test_reconcile.py::test_what_the_first_answer_of_a_link_tells_is_no_drift",
+    ),
+    Mutant(
+        "what was passed over is drift",
+        "billing/sync.py",
+        "        or inbox.is_passed_over(connection, customer.id, after=since)\n",
+        "",
+        "tests/test_reconcile.py::"
+        "test_what_no_event_was_taken_in_for_is_drift_and_what_one_was_passed_over_for_is_none",
+    ),
+    Mutant(
+        "an answer that is older than what is held differs",
+        "billing/sync.py",
+        "    if answered != question.put:\n",
+        "    if answered < question.put:\n",
+        "tests/test_reconcile.py::test_what_is_newer_than_the_answer_is_no_difference",
     ),
     Mutant(
         "an event is kept before whom it is about is suspected",

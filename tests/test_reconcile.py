@@ -13,23 +13,41 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
-from billing import drift, events, inbox, missing, questions, reconcile, runs, state, sync
+from billing import (
+    drift,
+    events,
+    inbox,
+    missing,
+    operations,
+    overrides,
+    questions,
+    reconcile,
+    runs,
+    state,
+    sync,
+)
+from billing.audit import By
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.errors import StripeFailed
 from billing.reconcile import Report
 from billing.stripe_api import Stripe
 from sandbox.server import Control, running
-from tests.conftest import TABLES, create_customer, link, rows
+from tests.conftest import TABLES, MakeApp, create_customer, link, rows
 from tests.deliveries import (
     a_catalogue,
+    a_subscription,
     a_worker,
+    an_event,
+    an_invoice,
     at_stripe,
     deliver,
     happened,
+    keep,
     logged,
     make_due,
     subscribe,
+    take_in,
     until_quiet,
 )
 from tests.test_portal_options import wait_until
@@ -37,6 +55,7 @@ from tests.test_portal_options import wait_until
 Fetch = Callable[[], int]
 Caplog = pytest.LogCaptureFixture
 
+FOREVER = datetime.max.replace(tzinfo=UTC)
 LATE_SECONDS = missing.ON_ITS_WAY_SECONDS + 5  # an answer's time is known to a second or two
 
 
@@ -278,6 +297,13 @@ class Account:
         with self.db.begin(SYSTEM) as connection:
             runs.listed(connection, self.sandbox.now())
 
+    def believe(self, status: str) -> None:
+        """Hold what is not so."""
+        change = "UPDATE subscriptions SET status = :s, facts = 'otherwise' WHERE stripe_customer_id = :c"
+        rows(self.db, f"{change} RETURNING 1", s=status, c=self.customer)
+        with self.db.begin(SYSTEM) as connection:
+            state.refresh(connection, [self.tenant], cause="answer")
+
     def cancel(self, subscription: str) -> None:
         at_stripe(self.sandbox, "DELETE", f"subscriptions/{subscription}")
 
@@ -323,6 +349,7 @@ class Mortal(Database):
 def test_a_look_that_is_killed_anywhere_loses_no_event_and_no_suspicion(
     account: Account, database_url: str
 ) -> None:
+    account.ask()
     account.past()
     subscribe(account.sandbox, account.customer)
     account.sandbox.advance(LATE_SECONDS)
@@ -345,7 +372,7 @@ def test_a_look_that_is_killed_anywhere_loses_no_event_and_no_suspicion(
     assert kept_of(account.db, account.customer) == sorted(set(happen) & events.USED)
     assert rows(account.db, "SELECT until > :u AS moved FROM events_listed", u=before["until"])[0]["moved"]
     assert rows(account.db, "SELECT kind, version_before FROM drift") == [
-        {"kind": "missed_event", "version_before": 0}
+        {"kind": "missed_event", "version_before": account.version}
     ]
 
 
@@ -411,9 +438,7 @@ def test_a_worker_finds_the_same(account: Account, environ: dict[str, str], capl
 
 def test_a_change_no_event_tells_of_is_mended_and_told(account: Account) -> None:
     account.subscribe()
-    rows(account.db, "UPDATE subscriptions SET status = 'unpaid', facts = 'otherwise' RETURNING 1")
-    with account.db.begin(SYSTEM) as connection:
-        state.refresh(connection, [account.tenant], cause="time")
+    account.believe("unpaid")
 
     imagined, found = account.imagine(), account.run()
 
@@ -452,13 +477,160 @@ def test_a_change_is_judged_by_the_event_that_comes_after_it(
     account.sandbox.advance(late)
 
     assert account.look() == 1
-    reconcile.judge(account.db, before=datetime.max.replace(tzinfo=UTC))
+    reconcile.judge(account.db, before=FOREVER)
 
     assert suspicion == {"kind": "changed", "version_before": before}
     found = rows(account.db, "SELECT kind, version_before, version_after FROM drift")
     assert found == [
         {"kind": kind, "version_before": before, "version_after": account.version} for kind in kinds
     ]
+
+
+def test_what_no_event_was_taken_in_for_is_drift_and_what_one_was_passed_over_for_is_none(
+    account: Account, client: FlaskClient, make_app: MakeApp
+) -> None:
+    """Ignoring an event has Stripe asked in its place. One that is held for what it says explains no more."""
+    passed_over, taken_in = account.subscribe(), Account(account.db, account.sandbox, "t_globex")
+    paid = an_event("invoice.paid", an_invoice(taken_in.customer, taken_in.subscribe()))
+    account.cancel(passed_over)
+    canceled = happened(account.sandbox, account.customer)[-1]
+    deliver(client, canceled)
+    operations.events.ignore(make_app().extensions["billing"], By("ana", "poison"), [canceled["id"]])
+    keep(account.db, paid)
+    take_in(account.db)
+    states = rows(
+        account.db, "SELECT state FROM inbox WHERE event_id IN (:a, :b)", a=canceled["id"], b=paid["id"]
+    )
+    taken_in.believe("unpaid")
+
+    account.compare()
+    taken_in.compare()
+
+    assert states == [{"state": "settled"}] * 2
+    assert rows(account.db, "SELECT tenant_id, kind FROM drift") == [
+        {"tenant_id": "t_globex", "kind": "changed"}
+    ]
+    assert rows(account.db, "SELECT status FROM subscriptions ORDER BY status") == [
+        {"status": "active"},
+        {"status": "canceled"},
+    ]
+
+
+def test_while_too_many_events_are_due_to_look_through_nobody_is_suspected_or_judged(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Account(account.db, account.sandbox, "t_globex")
+    for one in (account, later):
+        one.subscribe()
+        one.believe("unpaid")
+    account.compare()
+    keep(account.db, an_event("customer.subscription.updated", a_subscription("cus_of_another")))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inbox, "LOOKED_AT", 0)
+        later.compare()
+        crowded = reconcile.judge(account.db, before=FOREVER)
+    pending = rows(account.db, "SELECT tenant_id, found_at FROM drift")
+
+    assert (crowded, pending) == (0, [{"tenant_id": account.tenant, "found_at": None}])
+    assert reconcile.judge(account.db, before=FOREVER) == 1
+
+
+def test_what_the_first_answer_of_a_link_tells_is_no_drift(account: Account) -> None:
+    """Whether or not the customer had been the tenant's before."""
+    subscription, other = account.subscribe(), create_customer(account.sandbox)
+    sync.link(account.db, account.tenant, other, by="ana", replace=True)
+    account.cancel(subscription)
+    new = Account(account.db, account.sandbox, "t_globex")
+    subscribe(account.sandbox, new.customer)
+    account.sandbox.advance(LATE_SECONDS)
+    sync.link(account.db, account.tenant, account.customer, by="ana", replace=True)
+
+    account.compare()
+    told = rows(account.db, "SELECT kind FROM drift")
+    assert account.look() > 0
+    late = rows(account.db, "SELECT kind FROM drift WHERE tenant_id = :t", t=new.tenant)
+    new.compare()
+
+    assert told == late == []
+    assert rows(account.db, "SELECT status FROM subscriptions ORDER BY status") == [
+        {"status": "active"},
+        {"status": "canceled"},
+    ]
+
+
+def test_a_document_that_moves_for_a_reason_of_ours_makes_no_late_event_drift(account: Account) -> None:
+    subscription = account.subscribe()
+    at_stripe(account.sandbox, "POST", f"subscriptions/{subscription}", **{"metadata[note]": "harmless"})
+    account.sandbox.advance(LATE_SECONDS)
+    assert account.look() == 1
+    before = account.version
+    with account.db.begin(SYSTEM) as connection:
+        overrides.put(connection, account.tenant, "sso", "true", author="ana", reason="a deal")
+        state.refresh(connection, [account.tenant], cause="override")
+    take_in(account.db)
+    account.ask()
+
+    suspected = rows(account.db, "SELECT kind FROM drift")
+    found = reconcile.judge(account.db, before=FOREVER)
+
+    assert (suspected, found, account.version) == ([{"kind": "missed_event"}], 0, before + 1)
+    assert rows(account.db, "SELECT FROM drift") == []
+
+
+def test_a_change_is_of_the_document_and_of_nothing_else(account: Account) -> None:
+    """Of Stripe's entitlements no subscription tells; a note in a subscription no document tells."""
+    a_catalogue(account.db, features=["sso"])
+    noted = Account(account.db, account.sandbox, "t_globex")
+    for one in (account, noted):
+        one.subscribe()
+    rows(account.db, "UPDATE subscriptions SET facts = 'otherwise' RETURNING 1")
+    entitled = "INSERT INTO active_entitlements VALUES (:customer, 'sso') RETURNING 1"
+    rows(account.db, entitled, customer=account.customer)
+    with account.db.begin(SYSTEM) as connection:
+        state.refresh(connection, [account.tenant], cause="answer")
+    before = account.version
+
+    account.compare()
+    noted.compare()
+    assert reconcile.judge(account.db, before=FOREVER) == 1
+
+    assert rows(
+        account.db, "SELECT tenant_id, kind, version_before, version_after, state_after FROM drift"
+    ) == [
+        {
+            "tenant_id": account.tenant,
+            "kind": "changed",
+            "version_before": before,
+            "version_after": before + 1,
+            "state_after": "active",
+        }
+    ]
+
+
+def test_what_is_newer_than_the_answer_is_no_difference(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes nothing puts no question: another's may be answered meanwhile."""
+    subscription = account.subscribe()
+    answer = sync._Reader.answer
+
+    def overtaken(reader: sync._Reader) -> sync.Answer:
+        read = answer(reader)
+        if not reader._leased:
+            day = {"proration_behavior": "none", "trial_end": str(account.sandbox.now() + 86_400)}
+            at_stripe(account.sandbox, "POST", f"subscriptions/{subscription}", **day)
+            account.ask()
+        return read
+
+    monkeypatch.setattr(sync._Reader, "answer", overtaken)
+
+    imagined, beside = account.imagine(), sync.compare(*account.all, account.customer)
+
+    assert imagined.findings == []
+    assert beside.is_overtaken
+    assert beside.here == beside.there
+    assert beside.here.document["state"] == "trialing"
 
 
 def test_what_is_new_here_or_was_abandoned_is_no_drift(account: Account) -> None:
