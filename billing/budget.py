@@ -63,6 +63,8 @@ class Budget:
         kept = min(KEPT_FOR_PEOPLE, reads_per_second // 2)
         rates = {"background": reads_per_second - kept, "waiting": kept}
         self.background_per_second = reads_per_second - kept
+        # Of questions nobody is in a hurry for: who asks for an event waits for less than a second behind them.
+        self.unhurried_per_second = max(1, self.background_per_second * 4 // 5)
         self._every = {lane: timedelta(seconds=1 / rate) for lane, rate in rates.items() if rate}
         self._db = db
         self._stopping = stopping or Event()

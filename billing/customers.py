@@ -8,9 +8,9 @@ the link.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import psycopg
 from sqlalchemy import (
@@ -47,6 +47,11 @@ tenant_config = Table(
         "stripe_customer_id",
         unique=True,
         postgresql_where=text("stripe_customer_id <> ''"),
+    ),
+    Index(
+        "ix_tenant_config_untold",
+        "tenant_id",
+        postgresql_where=text("untold_since IS NOT NULL AND stripe_customer_id <> ''"),
     ),
 )
 
@@ -91,6 +96,10 @@ _LINK = text("""
     WHERE t.stripe_customer_id IS DISTINCT FROM excluded.stripe_customer_id
       AND (:replace OR coalesce(t.stripe_customer_id, '') IN ('', :instead_of))
     RETURNING tenant_id
+""")
+_WAS_UNLINKED = text("""
+    SELECT EXISTS (SELECT FROM tenant_links WHERE tenant_id = :tenant AND stripe_customer_id = :customer
+                   AND unlinked_at IS NOT NULL)
 """)
 _FORMER = text("SELECT DISTINCT tenant_id FROM tenant_links WHERE stripe_customer_id = :customer")
 _OF = "SELECT stripe_customer_id FROM tenant_config WHERE tenant_id = :tenant"
@@ -176,6 +185,11 @@ def ever(connection: Connection, tenant_id: str) -> list[str]:
 def former(connection: Connection, customer: str) -> list[str]:
     """Every tenant this Stripe customer has been linked to."""
     return list(connection.scalars(_FORMER, {"customer": customer}))
+
+
+def was_unlinked(connection: Connection, tenant_id: str, customer: str) -> bool:
+    """Whether this Stripe customer was the tenant's, and was taken from it."""
+    return bool(connection.scalar(_WAS_UNLINKED, {"tenant": tenant_id, "customer": customer}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +292,22 @@ _DESCRIBE = text("""
     SET name = :name, email = :email, untold_since = clock_timestamp(), updated_at = clock_timestamp()
     WHERE tenant_id = :tenant
 """)
+_UNTOLD = text("""
+    SELECT tenant_id FROM tenant_config
+    WHERE untold_since < clock_timestamp() - CAST(:older AS interval) AND untold_since IS NOT NULL
+      AND stripe_customer_id <> '' AND tenant_id > :after
+    ORDER BY tenant_id LIMIT :most
+""")
 _TOLD = text("""
     UPDATE tenant_config SET untold_since = NULL
     WHERE tenant_id = :tenant AND stripe_customer_id = :customer
       AND name IS NOT DISTINCT FROM :name AND email IS NOT DISTINCT FROM :email
 """)
+
+
+def untold(connection: Connection, *, older: timedelta, after: str, most: int) -> Sequence[str]:
+    """The next tenants of whose customers Stripe has not been told for that long."""
+    return connection.scalars(_UNTOLD, {"older": older, "after": after, "most": most}).all()
 
 
 def profile(connection: Connection, tenant_id: str) -> Profile:

@@ -134,7 +134,7 @@ class Documents:
         try:
             with self._db.begin(SYSTEM) as connection:
                 is_owed = questions.is_wanted(connection, customer)
-                questions.want(connection, [customer], after=SYNC_EVERY)
+                questions.want(connection, [customer], questions.Pace(after=SYNC_EVERY))
         except Busy:  # somebody else has the customer: nobody would be asked about what changes after them
             return "failed"
         return "failed" if is_owed else "recent"

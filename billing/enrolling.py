@@ -5,7 +5,7 @@ next one is made only where Stripe has lost the first, or has deleted it. A cust
 becomes a tenant's by `link`, where nothing speaks for another tenant. `put` takes in what a service says.
 
 What a tenant is called is kept here first, and `tell` has Stripe's customer say the same. What is kept is
-untold until then, so that whoever comes after a crash, or a failure of Stripe's, tells it.
+untold until then, so that whoever comes after a crash, or a failure of Stripe's, tells it; in the end a worker.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
 
@@ -36,6 +37,8 @@ from billing.stripe_api import Stripe
 
 GENERATIONS = 3  # made in a row before something is very wrong
 ROUNDS = 3  # of telling, while others change what is to be told
+UNTOLD = timedelta(minutes=5)  # by then whoever was about to tell has failed
+AT_ONCE = 100  # tenants that are looked up
 PUT_SECONDS = 24.0
 CURRENT_SECONDS = 5.0  # how long a service waits for what its new customer has
 
@@ -211,12 +214,35 @@ def _say(stripe: Stripe, tenant_id: str, kept: Profile) -> bool:
     return True
 
 
-def try_to_tell(db: Database, stripe: Stripe, tenant_id: str) -> None:
-    """The customer does without, if need be: nobody's purchase waits for a name."""
+def try_to_tell(db: Database, stripe: Stripe, tenant_id: str) -> bool:
+    """The customer does without, if need be: nobody's purchase waits for a name. Whether it did not have to."""
     try:
         tell(db, stripe, tenant_id)
     except (StripeFailed, InvalidRequest) as e:
         log.warning("customer.untold", tenant=tenant_id, reason=e.outcome)
+        return False
+    return True
+
+
+def tell_late(db: Database, stripe: Stripe, budget: Budget, *, after: str = "") -> str:
+    """Tell what nobody came to tell. Where to go on: after whom Stripe failed at; "" at the end.
+
+    What Stripe will not take stays untold, and is in nobody's way.
+    """
+    while True:
+        with db.begin(SYSTEM) as connection:
+            late = customers.untold(connection, older=UNTOLD, after=after, most=AT_ONCE)
+        for tenant_id in late:
+            after = tenant_id
+            budget.spend("customers.update", "background")
+            try:
+                tell(db, stripe, tenant_id)
+            except (StripeFailed, InvalidRequest) as e:
+                log.warning("customer.untold", tenant=tenant_id, reason=e.outcome)
+                if isinstance(e, StripeFailed) and e.is_away:
+                    return after
+        if len(late) < AT_ONCE:
+            return ""
 
 
 # ---- what a service says

@@ -353,6 +353,9 @@ class StripeUnavailable(BillingError):
     always: ClassVar[Mapping[str, str]] = {"Retry-After": "5"}
 
 
+AWAY = frozenset({"unreachable", "broken", "rate_limited", "key_refused", "paused", "stopping"})
+
+
 class StripeFailed(BillingError):
     """Stripe refused, failed, or did not answer in time. Unless a door says more, callers see a 500."""
 
@@ -382,6 +385,11 @@ class StripeFailed(BillingError):
     def outcome(self) -> str:
         """Stripe's own word for it, where it gave one."""
         return f"stripe_{self.reason}"
+
+    @property
+    def is_away(self) -> bool:
+        """Whether whatever else Stripe were asked would fare no better."""
+        return self.reason in AWAY
 
     @property
     def told(self) -> BillingError:

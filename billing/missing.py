@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import structlog
 from sqlalchemy import Connection
@@ -25,12 +27,26 @@ from billing.stripe_api import Reading, Stripe, pages
 DAY_SECONDS = 24 * 3600
 UNDELIVERED_SECONDS = 4 * DAY_SECONDS  # Stripe itself tries for three days
 LISTED_SECONDS = 30 * DAY_SECONDS  # how far back Stripe lists events
+STRETCH_SECONDS = 3600  # that are read at once: a listing that fails is begun again there
 OVERLAP_SECONDS = 120  # an event may be listed later than a younger one
 ON_ITS_WAY_SECONDS = 60  # a younger one is not late yet
 TYPES_AT_ONCE = 20  # that Stripe lists
 TYPES = [sorted(events.USED)[n : n + TYPES_AT_ONCE] for n in range(0, len(events.USED), TYPES_AT_ONCE)]
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """An event that is not here, and whether it ought to be by now."""
+
+    event_id: str
+    customer: str | None
+    is_late: bool
+
+
+def _nothing() -> None:
+    return None
 
 
 def undelivered(
@@ -40,36 +56,56 @@ def undelivered(
     *,
     livemode: bool,
     since: int | None = None,
+    go_on: Callable[[], object] = _nothing,
 ) -> int:
-    """Fetch what Stripe could not deliver, to us or to another endpoint. How many of them were new to us."""
-    found = sum(_take(db, page, livemode) for page in _undelivered(stripe, budget, since))
+    """Fetch what Stripe could not deliver, to us or to another endpoint. How many of them were new to us.
+
+    `go_on` is done with each page.
+    """
+    found = 0
+    for page in _undelivered(stripe, budget, since):
+        go_on()
+        found += _take(db, page, livemode)
     if found:
         log.warning("reconcile.undelivered", events=found)
     return found
 
 
-def missed(db: Database, stripe: Stripe, budget: Budget, *, livemode: bool) -> int:
+def missed(
+    db: Database, stripe: Stripe, budget: Budget, *, livemode: bool, go_on: Callable[[], object] = _nothing
+) -> int:
     """Fetch all that is of use and was listed since everything listed was here. How many were new to us.
 
-    How far the list is here is noted day by day, each when all of it is kept. What happened before anybody
-    looked is left alone: every link has Stripe asked.
+    How far the list is here is noted hour by hour, each when all of it is kept, and by Stripe's clock: ours may
+    be wrong. What happened before anybody looked is left alone: every link has Stripe asked.
     """
     found, since = 0, listed_until(db)
     if since is None:
-        with db.begin(SYSTEM) as connection:
-            runs.listed(connection, int(time.time()))
+        _begin_listing(db, stripe, budget)
     while since is not None:
-        until = since + DAY_SECONDS if since + DAY_SECONDS < time.time() else None
-        asked = []
+        asked, until = [], since + STRETCH_SECONDS
         for page in _of_use(stripe, budget, since, until):
+            go_on()
             asked.append(page.asked)
             found += _take(db, page, livemode)
         with db.begin(SYSTEM) as connection:
-            runs.listed(connection, until or min(asked))
-        since = until
+            runs.listed(connection, min(until, *asked))
+        since = _next(until, asked)
     if found:
         log.warning("reconcile.missed", events=found)
     return found
+
+
+def _begin_listing(db: Database, stripe: Stripe, budget: Budget) -> None:
+    budget.spend("events.list", "background")
+    if latest := stripe.latest_event():
+        with db.begin(SYSTEM) as connection:
+            runs.listed(connection, latest.asked)
+
+
+def _next(until: int, asked: Sequence[int]) -> int | None:
+    """Where the list goes on, by when its pages were asked for; None at its end, which is now."""
+    return until - OVERLAP_SECONDS if until <= min(asked) else None
 
 
 def listed_until(db: Database) -> int | None:
@@ -79,14 +115,21 @@ def listed_until(db: Database) -> int | None:
     return None if until is None else max(until - OVERLAP_SECONDS, int(time.time()) - LISTED_SECONDS)
 
 
-def unknown(db: Database, stripe: Stripe, budget: Budget, *, livemode: bool) -> Iterator[tuple[Delivery, bool]]:
-    """All that `undelivered` and `missed` would fetch, each with whether it is late. One may come twice."""
-    since = listed_until(db)
-    listed = () if since is None else _of_use(stripe, budget, since, None)
-    for page in (*_undelivered(stripe, budget), *listed):
+def unknown(db: Database, stripe: Stripe, budget: Budget, *, livemode: bool) -> Iterator[Missed]:
+    """All that `undelivered` and `missed` would fetch. One may come twice."""
+    for page in chain(_undelivered(stripe, budget), _listed_since(stripe, budget, listed_until(db))):
         with db.begin(SYSTEM) as connection:
             new = _new(connection, page, livemode)
-        yield from ((one, _is_late(one, page)) for one in new)
+        yield from (Missed(one.event_id, one.customer, _is_late(one, page)) for one in new)
+
+
+def _listed_since(stripe: Stripe, budget: Budget, since: int | None) -> Iterator[Reading]:
+    while since is not None:
+        asked, until = [], since + STRETCH_SECONDS
+        for page in _of_use(stripe, budget, since, until):
+            asked.append(page.asked)
+            yield page
+        since = _next(until, asked)
 
 
 def _undelivered(stripe: Stripe, budget: Budget, since: int | None = None) -> Iterator[Reading]:
@@ -94,7 +137,7 @@ def _undelivered(stripe: Stripe, budget: Budget, since: int | None = None) -> It
     return _listed(budget, lambda after: stripe.undelivered_events(since, after))
 
 
-def _of_use(stripe: Stripe, budget: Budget, since: int, until: int | None) -> Iterator[Reading]:
+def _of_use(stripe: Stripe, budget: Budget, since: int, until: int) -> Iterator[Reading]:
     for types in TYPES:
         yield from _listed(budget, lambda after, types=types: stripe.events_of(types, since, until, after))  # type: ignore[misc]
 

@@ -112,7 +112,7 @@ _HEAR = text("""
         wanted_at = CASE WHEN NOT wanted OR asking_until IS NOT NULL THEN c.wanted_at
                          WHEN put > answered THEN coalesce(c.wanted_at, clock_timestamp())
                          ELSE least(c.wanted_at, clock_timestamp()) END,
-        owed_since = CASE WHEN wanted THEN coalesce(c.owed_since, clock_timestamp()) ELSE c.owed_since END
+        owed_since = CASE WHEN wanted THEN least(c.owed_since, clock_timestamp()) ELSE c.owed_since END
     FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS told (customer text, heard bigint, latest_created bigint, wanted boolean)
     WHERE stripe_customer_id = told.customer
@@ -129,19 +129,33 @@ def hear(connection: Connection, told: Iterable[Heard]) -> None:
 # Before the lease's end, even where that has passed: so an answer sees that somebody came after its question.
 _WANT = text("""
     INSERT INTO stripe_customers (stripe_customer_id, wanted_at, owed_since)
-    SELECT id, clock_timestamp() + :after, clock_timestamp()
-    FROM unnest(CAST(:ids AS text[])) AS given (id) ORDER BY id
+    SELECT id, at, at
+    FROM unnest(CAST(:ids AS text[])) WITH ORDINALITY AS given (id, nth),
+         LATERAL (SELECT clock_timestamp() + :after + (nth - 1) * CAST(:every AS interval)) AS turn (at)
+    ORDER BY id
     ON CONFLICT (stripe_customer_id) DO UPDATE
-    SET owed_since = coalesce(stripe_customers.owed_since, excluded.owed_since),
+    SET owed_since = least(stripe_customers.owed_since, excluded.owed_since),
         wanted_at = least(stripe_customers.wanted_at, excluded.wanted_at,
                           stripe_customers.asking_until - interval '1 microsecond')
 """)
 
 
-def want(connection: Connection, customers: Collection[str], *, after: timedelta = timedelta(0)) -> None:
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When the first of many questions is wanted, and how long after it each of the others."""
+
+    after: timedelta = timedelta(0)
+    every: timedelta = timedelta(0)
+
+
+AT_ONCE = Pace()
+
+
+def want(connection: Connection, customers: Collection[str], pace: Pace = AT_ONCE) -> None:
     """Have Stripe asked about these customers, whatever their events say; by then at the latest."""
     if customers:
-        connection.execute(_WANT, {"ids": sorted(set(customers)), "after": after})
+        values = {"ids": sorted(set(customers)), "after": pace.after, "every": pace.every}
+        connection.execute(_WANT, values)
 
 
 _BORN = text("""
@@ -403,7 +417,6 @@ _IN_LINE = text("""
         SELECT FROM stripe_customers WHERE wanted_at <= statement_timestamp() LIMIT :most
     ) AS waiting
 """)
-_WAS_ANSWERED = text("SELECT answered_at > :since FROM stripe_customers WHERE stripe_customer_id = :customer")
 # Who was unlinked and is linked all the same was linked past us, after that.
 _MET = text("""
     SELECT c.stripe_customer_id FROM stripe_customers c JOIN tenant_config t USING (stripe_customer_id)
@@ -412,6 +425,11 @@ _MET = text("""
           (SELECT max(greatest(l.linked_at, l.unlinked_at)) FROM tenant_links l
            WHERE l.stripe_customer_id = t.stripe_customer_id AND l.tenant_id = t.tenant_id),
           t.created_at)
+""")
+_WANTED = text("SELECT count(*) FROM stripe_customers WHERE wanted_at IS NOT NULL")
+_WAS_ANSWERED = text("""
+    SELECT answered_at > coalesce(CAST(:since AS timestamptz), '-infinity') FROM stripe_customers
+    WHERE stripe_customer_id = :customer
 """)
 _LINKED = text("""
     SELECT t.stripe_customer_id, coalesce(c.answered_at > :since, false)
@@ -453,13 +471,18 @@ def unasked(connection: Connection, *, after: str, most: int) -> tuple[Sequence[
     return found[:most], (found[most - 1] if len(found) > most else last) or ""
 
 
+def wanted(connection: Connection) -> int:
+    """How many questions wait to be put, or for their time to come."""
+    return int(connection.scalar(_WANTED) or 0)
+
+
 def in_line(connection: Connection, *, most: int) -> int:
     """How many questions wait to be put, counted up to this many."""
     return int(connection.scalar(_IN_LINE, {"most": most}) or 0)
 
 
-def was_answered(connection: Connection, customer: str, *, since: datetime) -> bool:
-    """Whether an answer about this customer has come since then."""
+def was_answered(connection: Connection, customer: str, *, since: datetime | None = None) -> bool:
+    """Whether an answer about this customer is held; one that came since then."""
     return bool(connection.scalar(_WAS_ANSWERED, {"customer": customer, "since": since}))
 
 
@@ -499,7 +522,7 @@ _PRUNE = text("""
     SELECT max(stripe_customer_id) FROM (SELECT stripe_customer_id FROM stretch) AS looked_at
 """)
 STRETCH = 5_000
-LINKED_STRETCH = 100_000  # read only, in some 0.2 s
+LINKED_STRETCH = 5_000  # read only, in some 10 ms
 
 
 def prune(connection: Connection, *, after: str) -> str:

@@ -9,8 +9,9 @@ does both at once for somebody at a terminal, and `imagine` says what it would f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -18,20 +19,21 @@ from typing import TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from billing import customers, drift, inbox, missing, questions, runs, sync, versions
+from billing import chores, customers, drift, inbox, missing, questions, runs, sync, versions
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.drift import PERSONAL, Finding, Kind, Pending
-from billing.errors import StripeFailed
+from billing.errors import Busy, StripeFailed
 from billing.runs import Run
 from billing.state import Shown
 from billing.stripe_api import Stripe
 from billing.sync import Difference
 
 EVERY = timedelta(hours=1)  # a worker's run
+LOOK = "look"  # the chore
+LOOK_EVERY = timedelta(minutes=5)
 STALE = timedelta(hours=24)  # Stripe counts reads: 500 for each transaction, and a month has 720 hours
 IN_LINE = 12  # questions the walk leaves standing in line: an event's waits for as many at most
-LINKED_AT_ONCE = 100
 NOTHING_BOUGHT = frozenset({None, "none", "pending"})
 AT_ONCE = 100  # customers, between two notes of how far a run has come
 COMPARING = 8  # at a time; the budget, not this, is what limits them
@@ -57,24 +59,37 @@ def walk(db: Database, *, older: timedelta = STALE, most: int = IN_LINE) -> int:
     return len(found)
 
 
-def meet(db: Database, *, after: str = "") -> tuple[int, str]:
-    """Have Stripe asked about customers that were linked by other means than ours, in the next stretch of them.
+def meet(db: Database, *, after: str = "", most: int = IN_LINE) -> tuple[int, str]:
+    """Have Stripe asked about customers it was never asked about, in the next stretch of those that are linked.
 
-    How many those are, and where to go on; "" at the end.
+    They were imported, or linked by other means than ours. No more than leave `most` questions in line, as in
+    the walk. How many those are, and where to go on; "" at the end.
     """
     with db.begin(SYSTEM) as connection:
-        found, place = questions.unasked(connection, after=after, most=LINKED_AT_ONCE)
+        room = most - questions.in_line(connection, most=most)
+        if room <= 0:
+            return 0, after
+        found, place = questions.unasked(connection, after=after, most=room)
         questions.want(connection, found)
     return len(found), place
 
 
 def look(db: Database, stripe: Stripe, budget: Budget, *, livemode: bool) -> None:
-    """Fetch what has not come, and judge what was suspected before that."""
+    """Fetch what has not come, and judge what was suspected before that.
+
+    However long that takes, nobody else looks meanwhile: the chore is ours as long as pages come.
+    """
     with db.begin(SYSTEM) as connection:
         runs.begin(connection, "worker", goes_on=EVERY)
-        began = runs.now(connection)
-    fetched = missing.undelivered(db, stripe, budget, livemode=livemode)
-    fetched += missing.missed(db, stripe, budget, livemode=livemode)
+        began, due = runs.now(connection), chores.due(connection, LOOK)
+
+    def renew() -> None:
+        nonlocal due
+        with db.begin(SYSTEM) as connection:
+            due = chores.renew(connection, LOOK, LOOK_EVERY, due=due)
+
+    fetched = missing.undelivered(db, stripe, budget, livemode=livemode, go_on=renew)
+    fetched += missing.missed(db, stripe, budget, livemode=livemode, go_on=renew)
     with db.begin(SYSTEM) as connection:
         runs.add(connection, "worker", fetched=fetched)
     judge(db, before=began)
@@ -195,6 +210,7 @@ class Report:
     compared: int = 0
     unanswered: int = 0  # of those compared: Stripe will be asked again
     seconds: float = 0.0
+    failed: str | None = None  # why it ended before its end: what was found by then holds
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -212,29 +228,49 @@ Tell = Callable[[int], object]  # one more is compared, of so many
 
 
 def run(
-    db: Database, stripe: Stripe, budget: Budget, *, livemode: bool, most: int | None, tell: Tell
+    db: Database,
+    stripe: Stripe,
+    budget: Budget,
+    *,
+    livemode: bool,
+    most: int | None,
+    tell: Tell,
+    anew: bool = False,
 ) -> Report:
     """Fetch what has not come, and compare every linked customer with Stripe, or `most` of them.
 
-    A run that was killed, or had its `most`, is gone on with where it was.
+    A run that was killed, or had its `most`, is gone on with where it was, unless this is to begin `anew`.
     """
     began, report = time.monotonic(), Report()
     with db.begin(SYSTEM) as connection:
-        this = runs.begin(connection, "command")
+        this = runs.begin(connection, "command", goes_on=timedelta(0) if anew else runs.GOES_ON)
+        at = runs.now(connection)
     report.fetched = missing.undelivered(db, stripe, budget, livemode=livemode)
     report.fetched += missing.missed(db, stripe, budget, livemode=livemode)
-    _compare_all(db, stripe, budget, this, report, most, tell)
-    with db.begin(SYSTEM) as connection:
-        compared = runs.now(connection)
-    report.fetched += missing.missed(db, stripe, budget, livemode=livemode)  # what has changed meanwhile
-    judge(db, before=compared)
+    with _as_far_as_it_comes(report):
+        _compare_all(db, stripe, budget, this, at, report, most, tell)
+    with _as_far_as_it_comes(report):
+        with db.begin(SYSTEM) as connection:
+            compared = runs.now(connection)
+        report.fetched += missing.missed(db, stripe, budget, livemode=livemode)  # what has changed meanwhile
+        judge(db, before=compared)
     with db.begin(SYSTEM) as connection:
         runs.add(connection, "command", fetched=report.fetched)
+        report.findings = drift.found(connection, since=this.told_at)
+        runs.told(connection, this)
         if report.left <= 0:
             runs.end(connection, this)
-        report.findings = drift.found(connection, since=this.began_at)
     report.seconds = time.monotonic() - began
     return report
+
+
+@contextmanager
+def _as_far_as_it_comes(report: Report) -> Iterator[None]:
+    """Where Stripe is away, what was found by then is reported all the same."""
+    try:
+        yield
+    except StripeFailed as e:
+        report.failed = report.failed or e.reason
 
 
 def imagine(
@@ -245,42 +281,83 @@ def imagine(
     with db.begin(SYSTEM) as connection:
         at = runs.now(connection)
     listed = list(missing.unknown(db, stripe, budget, livemode=livemode))
-    report.fetched = len({one.event_id for one, _ in listed})
-    late = {one.customer: one.event_id for one, is_late in listed if is_late and one.customer}
+    report.fetched = len({one.event_id for one in listed})
+    late = {one.customer: one.event_id for one in listed if one.is_late and one.customer}
+    come = {one.customer for one in listed}
     differing: list[Difference] = []
-    for page, total in _in_pages(db, report, after="", since=at, most=most):
-        for one in _each(page, lambda customer, _: sync.imagine(db, stripe, budget, customer)):
-            tell(total)
-            if one.kind in PERSONAL or (one.is_told and _differs(one.before, one.after)):
-                differing.append(one)
-    again = missing.unknown(db, stripe, budget, livemode=livemode) if differing else ()
-    come = {one.customer for one, _ in (*listed, *again)}
+    with _as_far_as_it_comes(report):
+        for one in _imagine_all(db, stripe, budget, at, report, most, tell):
+            differing.append(one)  # also those that came before a failure
+    if differing:
+        try:
+            come |= {one.customer for one in missing.unknown(db, stripe, budget, livemode=livemode)}
+        except StripeFailed as e:
+            report.failed = e.reason
+            come |= {one.customer for one in differing}  # for all that anybody can tell
     report.findings = list(_imagined(differing, late, come, at))
     report.seconds = time.monotonic() - began
     return report
 
 
-def _compare_all(
-    db: Database, stripe: Stripe, budget: Budget, this: Run, report: Report, most: int | None, tell: Tell
-) -> None:
-    def compare(customer: str, is_answered: bool) -> bool:
-        """False if Stripe has not answered. Whom somebody else is asking about is in good hands."""
-        if is_answered:
-            return True
-        with db.begin(SYSTEM) as connection:
-            question = questions.put_at_once(connection, customer, seen=inbox.newest(connection))
-        return question is None or sync.ask(db, stripe, budget, question)
+def _imagine_all(
+    db: Database, stripe: Stripe, budget: Budget, at: datetime, report: Report, most: int | None, tell: Tell
+) -> Iterator[Difference]:
+    def compare(customer: str, _: bool) -> Difference | StripeFailed:
+        try:
+            return sync.imagine(db, stripe, budget, customer)
+        except StripeFailed as e:
+            return e
+        except Busy:
+            return StripeFailed("busy")
 
-    for page, total in _in_pages(db, report, after=this.place, since=this.began_at, most=most):
-        answers = []
-        for answer in _each(page, compare):
-            answers.append(answer)
+    for page, total in _in_pages(db, report, after="", since=at, most=most):
+        failures = []
+        for one in _each(page, compare):
             tell(total)
-        if not any(answers):
-            raise StripeFailed("unanswered", retry_after=5)
-        report.unanswered += answers.count(False)
+            if isinstance(one, StripeFailed):
+                failures.append(one)
+            elif one.kind in PERSONAL or (one.is_told and _differs(one.before, one.after)):
+                yield one
+        _go_on(report, failures)
+
+
+def _compare_all(
+    db: Database,
+    stripe: Stripe,
+    budget: Budget,
+    this: Run,
+    at: datetime,
+    report: Report,
+    most: int | None,
+    tell: Tell,
+) -> None:
+    def compare(customer: str, is_answered: bool) -> StripeFailed | None:
+        """Why there is no answer, if there is none. Whom somebody else is asking about is in good hands."""
+        if is_answered:
+            return None
+        try:
+            with db.begin(SYSTEM) as connection:
+                question = questions.put_at_once(connection, customer, seen=inbox.newest(connection))
+            return sync.attempt(db, stripe, budget, question) if question else None
+        except Busy:
+            return StripeFailed("busy")
+
+    for page, total in _in_pages(db, report, after=this.place, since=at, most=most):
+        failures = []
+        for failure in _each(page, compare):
+            tell(total)
+            if failure:
+                failures.append(failure)
+        _go_on(report, failures)
         with db.begin(SYSTEM) as connection:
             runs.go_on(connection, this, place=page[-1][0], compared=len(page))
+
+
+def _go_on(report: Report, failures: Sequence[StripeFailed]) -> None:
+    """Unless Stripe is away: then nobody is answered, and it is no matter of a customer's."""
+    if len(failures) >= AT_ONCE and all(failure.is_away for failure in failures):
+        raise failures[-1]
+    report.unanswered += len(failures)
 
 
 def _in_pages(

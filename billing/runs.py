@@ -1,8 +1,8 @@
 """How far reconciling has come: the tables `reconcile_runs` and `events_listed`.
 
 A run belongs to a door: the worker's last an hour each and follow one another, a command's lasts until every
-linked customer has been compared. There is one open run per door. A command that is killed leaves its run open,
-with the place it had come to, and the next one goes on there.
+linked customer has been compared. There is one open run per door. A command that is killed, or had enough for
+one time, leaves its run open, with the place it had come to, and the next one goes on there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from billing.db import metadata
 
 Door = Literal["worker", "command"]
 
-GOES_ON = timedelta(hours=24)  # how long after it began a run may be taken up
+GOES_ON = timedelta(
+    days=8
+)  # how long after somebody was told of it a run may be taken up, so once a week is enough
 KEPT = timedelta(days=35)
 
 reconcile_runs = Table(
@@ -43,6 +45,8 @@ reconcile_runs = Table(
     Column("place", Text, nullable=False, server_default=""),  # a command's: customers up to this are compared
     Column("compared", BigInteger, nullable=False, server_default="0"),
     Column("fetched", BigInteger, nullable=False, server_default="0"),  # events that had not come
+    # What was found in it before has been reported.
+    Column("told_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
     CheckConstraint("door IN ('worker', 'command')", name="door_known"),
     Index("uq_reconcile_runs_open", "door", unique=True, postgresql_where=text("ended_at IS NULL")),
 )
@@ -67,12 +71,13 @@ class Run:
     place: str
     compared: int
     fetched: int
+    told_at: datetime
 
 
-_COLUMNS = "id, door, began_at, ended_at, place, compared, fetched"
+_COLUMNS = "id, door, began_at, ended_at, place, compared, fetched, told_at"
 _END_OLD = text("""
     UPDATE reconcile_runs SET ended_at = clock_timestamp()
-    WHERE door = :door AND ended_at IS NULL AND began_at <= clock_timestamp() - CAST(:goes_on AS interval)
+    WHERE door = :door AND ended_at IS NULL AND told_at <= clock_timestamp() - CAST(:goes_on AS interval)
 """)
 _OPEN = text("INSERT INTO reconcile_runs (door) VALUES (:door) ON CONFLICT DO NOTHING")
 _OPENED = text(f"SELECT {_COLUMNS} FROM reconcile_runs WHERE door = :door AND ended_at IS NULL")  # noqa: S608  # ours
@@ -83,6 +88,7 @@ _ADD = text("""
 _GO_ON = text("""
     UPDATE reconcile_runs SET place = :place, compared = compared + :compared WHERE id = :id AND place < :place
 """)
+_TOLD = text("UPDATE reconcile_runs SET told_at = clock_timestamp() WHERE id = :id")
 _END = text("UPDATE reconcile_runs SET ended_at = clock_timestamp() WHERE id = :id AND ended_at IS NULL")
 _LAST = text(f"""
     SELECT {_COLUMNS} FROM reconcile_runs WHERE ended_at IS NOT NULL ORDER BY ended_at DESC LIMIT 1
@@ -91,7 +97,7 @@ _PRUNE = text("DELETE FROM reconcile_runs WHERE ended_at < clock_timestamp() - C
 
 
 def begin(connection: Connection, door: Door, *, goes_on: timedelta = GOES_ON) -> Run:
-    """The run of this door that is under way; a new one, if none is or if it is older than that."""
+    """The run of this door that is under way; a new one, if none is, or if it was reported too long ago."""
     connection.execute(_END_OLD, {"door": door, "goes_on": goes_on})
     connection.execute(_OPEN, {"door": door})
     return Run(*connection.execute(_OPENED, {"door": door}).one())
@@ -106,6 +112,11 @@ def add(connection: Connection, door: Door, *, compared: int = 0, fetched: int =
 def go_on(connection: Connection, run: Run, *, place: str, compared: int) -> None:
     """All customers up to this one are compared. Of two who go through a run at once, the one ahead counts."""
     connection.execute(_GO_ON, {"id": run.id, "place": place, "compared": compared})
+
+
+def told(connection: Connection, run: Run) -> None:
+    """What was found in it until now is reported."""
+    connection.execute(_TOLD, {"id": run.id})
 
 
 def end(connection: Connection, run: Run) -> None:

@@ -287,11 +287,11 @@ class Stripe:
         return self._page(self._client.v1.events.list, wanted, after)
 
     def events_of(
-        self, types: Sequence[str], since: int, until: int | None, after: str | None = None
+        self, types: Sequence[str], since: int, until: int, after: str | None = None
     ) -> Reading | None:
         """A page of the events of these types, 20 at most, created from `since` on and before `until`."""
-        created = {"gte": since} if until is None else {"gte": since, "lt": until}
-        return self._page(self._client.v1.events.list, {"types": list(types), "created": created}, after)
+        wanted = {"types": list(types), "created": {"gte": since, "lt": until}}
+        return self._page(self._client.v1.events.list, wanted, after)
 
     def customers(self, after: str | None = None) -> Reading | None:
         """A page of all customers that are not deleted, newest first."""

@@ -45,7 +45,7 @@ from billing.errors import Busy, CheckoutUnderWay, NoCustomer, ServiceUnavailabl
 from billing.events import Event, Json
 from billing.inbox import Asking, Claimed
 from billing.invoices import Invoice
-from billing.questions import Customer, Question
+from billing.questions import AT_ONCE, Customer, Pace, Question
 from billing.state import Changed, Evaluated, Shown
 from billing.stripe_api import API_VERSION, Reading, Stripe, pages
 from billing.subscriptions import FINAL, Facts, Folded, Held, Snapshot, Subscription, Verdict
@@ -431,19 +431,28 @@ def ask(db: Database, stripe: Stripe, budget: Budget, question: Question, lane: 
     What nobody waits for is watched: where it changes something that no event has told, that is written down.
     Who waits comes before the events of what has just happened.
     """
+    return attempt(db, stripe, budget, question, lane) is None
+
+
+def attempt(
+    db: Database, stripe: Stripe, budget: Budget, question: Question, lane: Lane = "background"
+) -> StripeFailed | None:
+    """The same, and why it has to be asked again."""
     try:
         answer = _Reader(db, stripe, budget, question, lane).answer()
-        return hold(db, question, answer, watched=lane == "background")
+        is_held = hold(db, question, answer, watched=lane == "background")
+        return None if is_held else StripeFailed("overtaken")
     except StripeFailed as e:  # of a deadline that is ours, Stripe knows nothing
-        _failed(db, budget, question, e if deadline.left() > 0 else StripeFailed("out_of_time"))
+        failure = e if deadline.left() > 0 else StripeFailed("out_of_time")
     except Busy:
-        _failed(db, budget, question, StripeFailed("busy"))
+        failure = StripeFailed("busy")
     except ServiceUnavailable:
         raise  # its lease brings it back
     except Exception:
         log.exception("question.broken", customer=question.customer)
-        _failed(db, budget, question, StripeFailed("broken_answer"))
-    return False
+        failure = StripeFailed("broken_answer")
+    _failed(db, budget, question, failure)
+    return failure
 
 
 def hold(db: Database, question: Question, answer: Answer, *, watched: bool = False) -> bool:
@@ -892,11 +901,20 @@ def insist(db: Database, stripe: Stripe, budget: Budget, customer: str) -> None:
         raise StripeFailed("unanswered", retry_after=5)
 
 
-def link(db: Database, tenant_id: str, customer: str, *, by: str | By, replace: bool = False) -> int | None:
+def link(
+    db: Database,
+    tenant_id: str,
+    customer: str,
+    *,
+    by: str | By,
+    replace: bool = False,
+    hurried: bool = True,
+) -> int | None:
     """Make the customer the tenant's, wake its events, and have Stripe asked. None if the tenant has another.
 
     Under the customer's lock: an event either finds its owner, or waits already and is woken here. What an
-    operator links (`By`) is in the trail.
+    operator links (`By`) is in the trail. One of many is not `hurried`: where Stripe was never asked about it,
+    that is left to `reconcile.meet`, and events do not wait behind all of them.
     """
     actor = by.actor if isinstance(by, By) else by
     with db.begin(SYSTEM) as connection:
@@ -907,7 +925,8 @@ def link(db: Database, tenant_id: str, customer: str, *, by: str | By, replace: 
         customers.link(connection, tenant_id, customer, by=actor, replace=replace)
         if customer not in customers.owners(connection, [customer]):
             return None
-        questions.want(connection, [customer])
+        if hurried or questions.was_answered(connection, customer):
+            questions.want(connection, [customer])
         woken = inbox.wake(connection, customer)
         if isinstance(by, By):
             audit.note(connection, by, "tenant.link", tenant_id=tenant_id, stripe_object=customer)
@@ -943,17 +962,17 @@ def unlink(db: Database, tenant_id: str, by: By) -> str:
     return customer
 
 
-def replay(connection: Connection, events: Sequence[Entry]) -> list[inbox.Named]:
+def replay(connection: Connection, events: Sequence[Entry], pace: Pace = AT_ONCE) -> list[inbox.Named]:
     """Make events due again and have Stripe asked about their customers: a replay is there to repair. Which."""
     concerned = {event.customer for event in events if event.customer}
-    questions.want(connection, customers.owners(connection, concerned))
+    questions.want(connection, customers.owners(connection, concerned), pace)
     return inbox.replay(connection, [event.id for event in events])
 
 
-def ignore(connection: Connection, events: Sequence[Entry]) -> list[inbox.Named]:
+def ignore(connection: Connection, events: Sequence[Entry], pace: Pace = AT_ONCE) -> list[inbox.Named]:
     """Finish events unread. Stripe is asked in place of those that nobody has judged yet, so that no state is
     wrong for it; a question that one of them has put goes on. Which.
     """
     concerned = {event.customer for event in events if event.customer and event.state == "due"}
-    questions.want(connection, customers.owners(connection, concerned))
+    questions.want(connection, customers.owners(connection, concerned), pace)
     return inbox.ignore(connection, [event.id for event in events])

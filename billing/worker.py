@@ -26,6 +26,7 @@ from billing import (
     chores,
     clock,
     config,
+    enrolling,
     errors,
     inbox,
     questions,
@@ -53,6 +54,7 @@ IDLE_SECONDS = 0.2  # an event that arrives is seen within this
 AWAY_SECONDS = 0.5  # between two tries while the database is away
 BUSY = timedelta(seconds=10)  # before an event is tried again that the database took too long over
 CHORE_SECONDS = 0.5  # at a time: the events that have just come wait for it
+MEETING_SECONDS = 60.0  # between two rounds to look for customers Stripe was never asked about
 EVERY_SECOND = timedelta(seconds=1)
 
 log = structlog.get_logger("billing.worker")  # also where it runs as __main__
@@ -70,13 +72,16 @@ class Worker:
         self._next_beat = 0.0
         self._stopping = threading.Event()
         self._budget = Budget(billing.db, billing.settings.billing_stripe_reads_per_second, self._stopping)
-        self._askers = ThreadPoolExecutor(ASKING + 2, thread_name_prefix="asking")
+        self._askers = ThreadPoolExecutor(ASKING + 3, thread_name_prefix="asking")
         self._in_flight: set[Future[Any]] = set()
         self._looking: Future[Any] | None = None
         self._cataloguing: Future[Any] | None = None
+        self._telling: Future[Any] | None = None
         self._pruned_events: int | None = 0  # where pruning goes on: it is done a little at a time
         self._pruned_customers = ""
         self._met = ""
+        self._next_meeting = 0.0
+        self._told = ""
         self._chores = self._list_chores()
 
     def _list_chores(self) -> list[Chore]:
@@ -84,9 +89,9 @@ class Worker:
             Chore("clock", EVERY_SECOND, self._let_time_pass),  # before those that may take long
             Chore("sweep", timedelta(seconds=30), self._sweep),
             Chore("prune", timedelta(minutes=10), self._prune),
-            Chore("meet", timedelta(minutes=1), self._meet),
             Chore("walk", EVERY_SECOND, self._walk),
-            Chore("look", timedelta(minutes=5), self._begin_looking),
+            Chore(reconcile.LOOK, reconcile.LOOK_EVERY, self._begin_looking),
+            Chore("tell", timedelta(minutes=5), self._begin_telling),
             Chore(cataloguing.CHORE, cataloguing.LEASE, self._begin_cataloguing, look=2 * EVERY_SECOND),
         ]
 
@@ -128,7 +133,7 @@ class Worker:
     @property
     def is_asking(self) -> bool:
         """Whether Stripe owes us an answer."""
-        begun = [*self._in_flight, self._looking, self._cataloguing]
+        begun = [*self._in_flight, self._looking, self._cataloguing, self._telling]
         return any(future is not None and not future.done() for future in begun)
 
     def _wait_for_the_schema(self) -> None:
@@ -254,17 +259,14 @@ class Worker:
         with self._db.begin(SYSTEM) as connection:
             inbox.sweep(connection)
 
-    def _meet(self) -> None:
-        """A stretch at a time, until there is somebody new or it takes too long."""
-        until = time.monotonic() + CHORE_SECONDS
-        while time.monotonic() < until:
-            found, self._met = reconcile.meet(self._db, after=self._met)
-            if found or not self._met:
-                break
-
     def _walk(self) -> None:
-        """In less than a second's questions, whatever the rate: who asks for an event waits behind them."""
-        reconcile.walk(self._db, most=max(1, self._budget.background_per_second * 4 // 5))
+        """Whom nobody ever asked about comes first; where there is nobody, for a minute none is looked for."""
+        most = self._budget.unhurried_per_second
+        if time.monotonic() >= self._next_meeting:
+            found, self._met = reconcile.meet(self._db, after=self._met, most=most)
+            if not found and not self._met:
+                self._next_meeting = time.monotonic() + MEETING_SECONDS
+        reconcile.walk(self._db, most=most)
 
     def _prune(self) -> None:
         """In small batches, each its own transaction, until one is not old enough or it takes too long."""
@@ -291,6 +293,17 @@ class Worker:
             reconcile.look(self._db, self._billing.stripe, self._budget, livemode=livemode)
         except StripeFailed as e:
             log.warning("reconcile.failed", reason=e.reason)
+
+    def _begin_telling(self) -> None:
+        if self._telling is None or self._telling.done():
+            self._telling = self._askers.submit(self._safely, self._tell)
+
+    @observed("worker.tell")
+    def _tell(self) -> None:
+        try:
+            self._told = enrolling.tell_late(self._db, self._billing.stripe, self._budget, after=self._told)
+        except StripeFailed as e:
+            log.warning("customer.untold", reason=e.reason)
 
     def _let_time_pass(self) -> None:
         _until_done(clock.strike, self._db)

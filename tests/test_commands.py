@@ -402,11 +402,16 @@ def test_linking_brings_the_tenant_up_to_date(
     subscribe(sandbox, customer)
     tell(database, customer)
     take_in(database)
+    sandbox.fault("429", method="POST", path=f"/v1/customers/{customer}", times=None)
 
     result = say(make_app, "tenants", "link", "t_acme", customer)
+    sandbox.clear()
 
     assert result.exit_code == 0
-    assert result.output == f"t_acme is linked to {customer} and is up to date; 1 events had waited for it.\n"
+    assert result.output == (
+        f"t_acme is linked to {customer} and is up to date; 1 events had waited for it.\n"
+        "Stripe's customer does not say so yet; a worker goes on telling it.\n"
+    )
     assert rows(database, "SELECT status FROM subscriptions") == [{"status": "active"}]
     assert rows(database, "SELECT tenant_id, linked_by FROM tenant_links") == [
         {"tenant_id": "t_acme", "linked_by": "command"}

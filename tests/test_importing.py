@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from billing import importing, state
+from billing import enrolling, importing, questions, reconcile, state, sync
+from billing.audit import By
+from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.importing import Unreadable
+from billing.stripe_api import Stripe
+from billing.wiring import Billing
 from sandbox.server import Control, running
 from tests.conftest import MakeApp, create_customer, link, rows
 from tests.deliveries import a_catalogue, a_worker, at_stripe, subscribe, until_quiet
@@ -47,6 +51,11 @@ def test_customers_are_linked_by_their_metadata_unless_something_speaks_against_
     has, other = a_customer(sandbox, "t_has"), a_customer(sandbox)
     taken, gone = a_customer(sandbox, "t_taken"), a_customer(sandbox, "t_gone")
     forgotten = a_customer(sandbox, "t_forgotten")
+    own, spare = a_customer(sandbox, "t_own"), a_customer(sandbox, "t_own")
+    taken_away = a_customer(sandbox, "t_away")
+    link(database, "t_own", own)
+    sync.link(database, "t_away", taken_away, by="test")
+    sync.unlink(database, "t_away", By("ana", "not theirs"))
     link(database, "t_has", other)
     link(database, "t_owner", taken)
     at_stripe(sandbox, "DELETE", f"customers/{gone}")
@@ -68,16 +77,18 @@ def test_customers_are_linked_by_their_metadata_unless_something_speaks_against_
     assert planned["linked"] == [{"tenant_id": "t_good", "customer_id": good}]
     assert untouched == before
     assert links(database) == before | {"t_good": good}
+    assert (planned["already"], planned["untold"]) == (1, 0)
     assert [result.exit_code for result in (dry, done, again)] == [1, 1, 1]
     told = json.loads(again.output)
-    assert (told["linked"], told["already"]) == ([], 1)
+    assert (told["linked"], told["already"]) == ([], 2)
     not_linked = {why: {one["customer_id"] for one in ones} for why, ones in told["not_linked"].items()}
     assert not_linked == {
         "names_no_tenant": {nobodys, other},
         "claimed_twice": twice,
-        "other_customer": {has},
+        "other_customer": {has, spare},
         "other_tenant": {taken},
         "forgotten": {forgotten},
+        "unlinked": {taken_away},
     }
     assert told["not_linked"] == planned["not_linked"]
     assert "2 not linked: several customers say that they are this tenant's" in done.output
@@ -117,6 +128,54 @@ def test_customers_are_linked_by_a_file_and_told_whose_they_are(
         "unknown_customer": ["t_lost"],
     }
     assert at_stripe(sandbox, "GET", f"customers/{new}")["metadata"] == {"tenant_id": "t_new"}
+
+
+def test_what_stripe_does_not_answer_ends_no_import_and_what_it_was_not_told_is_told_later(
+    make_app: MakeApp, database: Database, sandbox: Control, tmp_path: Path
+) -> None:
+    new, unread = a_customer(sandbox), a_customer(sandbox)
+    file, report = tmp_path / "customers.csv", tmp_path / "report.csv"
+    file.write_text(f"t_unread,{unread}\nt_new,{new}\nt_lost,cus_unknown\n")
+    sandbox.fault("500", path=f"/v1/customers/{unread}", times=1)
+    sandbox.fault("429", method="POST", path=f"/v1/customers/{new}", times=None)
+
+    done = say(make_app, "reconcile", "--import", str(file), "--report", str(report))
+    billing: Billing = make_app().extensions["billing"]
+    rows(database, "UPDATE tenant_config SET untold_since = untold_since - interval '1 hour' RETURNING 1")
+    away = enrolling.tell_late(database, billing.stripe, billing.budget)
+    sandbox.clear()
+    ended = enrolling.tell_late(database, billing.stripe, billing.budget, after="")
+
+    assert (done.exit_code, links(database)) == (1, {"t_new": new})
+    assert "1 of them could not be told" in done.output
+    assert [line["why"] for line in csv.DictReader(report.read_text().splitlines())] == [
+        "not_answered",
+        "unknown_customer",
+    ]
+    assert (away, ended) == ("t_new", "")
+    assert at_stripe(sandbox, "GET", f"customers/{new}")["metadata"] == {"tenant_id": "t_new"}
+    assert rows(database, "SELECT FROM tenant_config WHERE untold_since IS NOT NULL") == []
+
+
+def test_of_many_who_are_imported_no_event_waits_for_the_answers(
+    database: Database, sandbox: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And blanks around a tenant's name in the metadata are none of its name."""
+    monkeypatch.setattr(importing, "PAUSES", (0.0,))
+    stripe, budget = Stripe(sandbox.key, base=sandbox.url), Budget(database, 1000)
+    many = {f"t_{n}": a_customer(sandbox, f"t_{n}" if n else " t_0 ") for n in range(20)}
+    sandbox.fault("500", path="/v1/customers", times=1)
+
+    claims = importing.from_metadata(stripe, budget)
+    judged = list(importing.link(database, stripe, budget, claims, source="metadata", look=False))
+    with database.begin(SYSTEM) as connection:
+        waiting = questions.in_line(connection, most=100)
+    met = reconcile.meet(database)
+
+    assert [one.became for one in judged] == ["linked"] * len(many)
+    assert (links(database), waiting, met[0]) == (many, 0, reconcile.IN_LINE)
+    assert at_stripe(sandbox, "GET", f"customers/{many['t_0']}")["metadata"] == {"tenant_id": "t_0"}
+    assert rows(database, "SELECT FROM tenant_config WHERE untold_since IS NOT NULL") == []
 
 
 @pytest.mark.parametrize(

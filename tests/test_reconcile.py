@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from billing import (
+    chores,
     drift,
     events,
     inbox,
@@ -29,7 +31,6 @@ from billing import (
 from billing.audit import By
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
-from billing.errors import StripeFailed
 from billing.reconcile import Report
 from billing.stripe_api import Stripe
 from sandbox.server import Control, running
@@ -212,9 +213,10 @@ def test_a_walk_adds_nobody_while_questions_wait_and_goes_on_when_they_are_put(
     with database.begin(SYSTEM) as connection:
         questions.want(connection, [f"cus_of_an_event_{n}" for n in range(5)])
 
-    assert reconcile.walk(database, most=5) == 0
+    assert (reconcile.meet(database, most=5), reconcile.walk(database, most=5)) == ((0, ""), 0)
     with database.begin(SYSTEM) as connection:
         questions.put(connection, seen=0, most=5)
+    assert reconcile.meet(database, most=5) == (1, "cus_older")
     assert reconcile.walk(database, most=5) == 2
 
 
@@ -376,19 +378,66 @@ def test_a_look_that_is_killed_anywhere_loses_no_event_and_no_suspicion(
     ]
 
 
-def test_a_list_that_was_left_for_long_is_read_by_the_day_and_no_further_back_than_stripe_has_it(
-    account: Account,
+def test_a_list_that_was_left_for_long_is_read_by_the_hour_and_no_further_back_than_stripe_has_it(
+    account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forty_days = 40 * 24 * 3600
+    monkeypatch.setattr(missing, "LISTED_SECONDS", 5 * 3600)
     with account.db.begin(SYSTEM) as connection:
-        runs.listed(connection, int(time.time()) - forty_days)
+        runs.listed(connection, account.sandbox.now() - 24 * 3600)
 
     account.look()
 
     asked = [request["params"] for request in account.sandbox.requests() if request["path"] == "/v1/events"]
     since = [int(params["created"]["gte"]) for params in asked]
-    assert min(since) >= time.time() - missing.LISTED_SECONDS - 60
-    assert len(set(since)) == 31  # the last is of this day
+    assert min(since) >= account.sandbox.now() - missing.LISTED_SECONDS - 60
+    assert len(set(since)) == 6  # each begins a little before the one before it ended
+
+
+def test_the_first_look_notes_stripes_time_and_no_clock_of_ours_moves_it_on(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscription = account.subscribe()
+    rows(account.db, "DELETE FROM events_listed RETURNING 1")
+    ahead = SimpleNamespace(time=lambda: account.sandbox.now() + 7200)
+    monkeypatch.setattr(missing, "time", ahead)
+
+    account.look()
+    account.sandbox.advance(LATE_SECONDS)
+    account.cancel(subscription)
+
+    found = [account.look(), account.look()]
+    at_stripe(account.sandbox, "DELETE", f"customers/{account.customer}")
+
+    assert [*found, account.look()] == [1, 0, 1]
+
+
+def test_a_look_keeps_its_turn_for_as_long_as_pages_come(account: Account) -> None:
+    with account.db.begin(SYSTEM) as connection:
+        chores.take(connection, reconcile.LOOK, timedelta(seconds=1))
+
+    reconcile.look(*account.all, livemode=False)
+
+    with account.db.begin(SYSTEM) as connection:
+        due = chores.due(connection, reconcile.LOOK)
+        assert due
+        assert due > runs.now(connection) + reconcile.LOOK_EVERY / 2
+
+
+@pytest.mark.usefixtures("deaf")
+def test_what_would_be_fetched_is_read_page_by_page_as_it_is_wanted(account: Account) -> None:
+    for n in range(120):
+        account.sandbox.happen("customer.deleted", {"id": f"cus_of_a_list_{n}", "object": "customer"})
+    before = len(listings(account.sandbox))
+
+    unknown = missing.unknown(*account.all, livemode=False)
+
+    assert next(unknown).customer == "cus_of_a_list_119"
+    assert len(listings(account.sandbox)) == before + 1
+    assert len({one.event_id for one in unknown}) >= 119
+
+
+def listings(sandbox: Control) -> list[Any]:
+    return [request for request in sandbox.requests() if request["path"] == "/v1/events"]
 
 
 # ---- drift
@@ -423,7 +472,7 @@ def test_a_worker_finds_the_same(account: Account, environ: dict[str, str], capl
         make_due(account.db)
         until_quiet(worker)
         reconcile.look(*account.all, livemode=False)
-    rows(account.db, "UPDATE reconcile_runs SET began_at = began_at - interval '1 hour' RETURNING 1")
+    rows(account.db, "UPDATE reconcile_runs SET told_at = told_at - interval '1 hour' RETURNING 1")
     reconcile.look(*account.all, livemode=False)
 
     with account.db.begin(SYSTEM) as connection:
@@ -633,7 +682,10 @@ def test_what_is_newer_than_the_answer_is_no_difference(
     assert beside.here.document["state"] == "trialing"
 
 
-def test_what_is_new_here_or_was_abandoned_is_no_drift(account: Account) -> None:
+def test_what_is_new_here_or_was_abandoned_is_no_drift(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(missing, "STRETCH_SECONDS", 2 * missing.DAY_SECONDS)
     subscribe(account.sandbox, account.customer)
     buyer = Account(account.db, account.sandbox, "t_buyer")
     abandoned = buyer.subscribe(payment_behavior="default_incomplete")
@@ -719,23 +771,64 @@ def test_a_report_is_whole_however_much_is_found(account: Account) -> None:
 # ---- runs
 
 
-def test_a_run_goes_on_where_the_one_before_was_cut_off(account: Account) -> None:
+def test_a_run_goes_on_where_the_one_before_was_cut_off(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(3):
         Account(account.db, account.sandbox, f"t_{n}")
     account.past()
 
     first = account.run(most=3)
     account.sandbox.fault("500", path="/v1/subscriptions", times=None)
-    with pytest.raises(StripeFailed):
-        account.run()
+    monkeypatch.setattr(reconcile, "AT_ONCE", 1)
+    away = account.run()
     account.sandbox.clear()
     second, third = account.run(), account.run()
 
+    assert (away.failed, away.compared, away.left) == ("broken", 0, 1)
     asked = rows(account.db, "SELECT put, answered > 0 AS is_answered FROM stripe_customers")
     assert [(report.compared, report.left) for report in (first, second, third)] == [(3, 1), (1, 0), (4, 0)]
     assert all(row["is_answered"] for row in asked)
     done = rows(account.db, "SELECT compared, ended_at IS NOT NULL AS ended FROM reconcile_runs ORDER BY id")
     assert done == [{"compared": 4, "ended": True}, {"compared": 4, "ended": True}]
+
+
+def test_a_customer_that_cannot_be_compared_ends_no_run_and_one_answer_that_fails_no_dry_one(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "AT_ONCE", 1)
+    link(account.db, "t_lost", "cus_zzz_of_another_account")
+    found = account.run()
+    monkeypatch.setattr(reconcile, "AT_ONCE", 100)
+    account.sandbox.fault("500", path="/v1/subscriptions", times=1)
+
+    imagined = account.imagine()
+
+    assert kinds(found)["t_lost"] == "foreign_customer"
+    assert (found.failed, found.unanswered, found.left) == (None, 1, 0)
+    assert rows(account.db, "SELECT ended_at IS NOT NULL AS ended FROM reconcile_runs") == [{"ended": True}]
+    assert (imagined.failed, imagined.unanswered, imagined.compared) == (None, 1, 2)
+
+
+def test_a_few_each_week_come_round_to_all_and_what_is_found_is_told_once(account: Account) -> None:
+    four = [account, *(Account(account.db, account.sandbox, f"t_{n}") for n in range(3))]
+    first = min(four, key=lambda one: one.customer)
+    first.cancel(first.subscribe())
+    account.sandbox.advance(LATE_SECONDS)
+
+    weeks = []
+    for _ in range(5):
+        weeks.append(account.run(most=1))
+        for column in ("reconcile_runs.began_at", "reconcile_runs.told_at", "drift.found_at"):
+            table, moment = column.split(".")
+            rows(account.db, f"UPDATE {table} SET {moment} = {moment} - interval '7 days' RETURNING 1")
+    anew = reconcile.run(*account.all, livemode=False, most=1, tell=lambda total: None, anew=True)
+
+    assert [(week.compared, week.left) for week in weeks] == [(1, 3), (1, 2), (1, 1), (1, 0), (1, 3)]
+    assert [kinds(week) for week in weeks] == [{first.tenant: "missed_event"}, {}, {}, {}, {}]
+    assert (anew.compared, anew.left) == (1, 3)
+    asked = rows(account.db, "SELECT put FROM stripe_customers ORDER BY stripe_customer_id")
+    assert [row["put"] for row in asked] == [4, 1, 1, 1]
 
 
 def test_two_runs_at_once_do_no_harm(account: Account) -> None:

@@ -924,7 +924,7 @@ def test_events_do_not_wait_for_a_question_that_is_only_wanted_later(
     with database.begin(SYSTEM) as connection:
         questions.born(connection, customer)
         for seconds in (60, 90):
-            questions.want(connection, [customer], after=timedelta(seconds=seconds))
+            questions.want(connection, [customer], questions.Pace(timedelta(seconds=seconds)))
         assert not questions.is_wanted(connection, customer)
     [row] = rows(database, "SELECT wanted_at < now() + interval '61 seconds' AS early FROM stripe_customers")
     assert row["early"]  # whoever wants it later does not put it off

@@ -471,7 +471,7 @@ def test_a_chore_is_done_by_one_worker(environ: dict[str, str], database: Databa
             until_quiet(worker)
 
     looks = [request for request in sandbox.requests() if request["path"] == "/v1/events"]
-    assert len(looks) == 1  # what could not be delivered; the rest of the list is looked at from then on
+    assert len(looks) == 2  # what could not be delivered, and what time it is, to look from then on
 
 
 # ---- the process

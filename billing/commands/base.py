@@ -35,7 +35,8 @@ class Commands(AppGroup):
             with logs_aside():
                 return super().invoke(ctx)
         except errors.BillingError as e:
-            raise click.ClickException(f"{e} ({e.outcome})") from e
+            said = e.told if isinstance(e, errors.StripeFailed) else e
+            raise click.ClickException(f"{said} ({e.outcome})") from e
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -27,20 +27,29 @@ REASONS: dict[Why, str] = {
     "unknown_customer": "Stripe knows no such customer",
     "checkout_under_way": "the tenant is buying; import again when that is done",
     "forgotten": "the tenant was forgotten; `tenants link` alone brings it back",
+    "unlinked": "it was unlinked from this tenant; `tenants link` alone brings it back",
+    "not_answered": "Stripe, or the database, did not answer; import again",
 }
 
 
 def take_over(source: str, report: TextIO | None, dry_run: bool, as_json: bool) -> None:
     """Link whom the metadata, or this file, names; tell who was not linked, and why."""
-    judged = list(_judged(source, dry_run))
-    refused = [one for one in judged if one.why]
-    if report:
-        lines = csv.writer(report)
-        lines.writerow([*COLUMNS, "why"])
-        lines.writerows([one.claim.tenant_id, one.claim.customer, one.why] for one in refused)
+    judged = list(_reported(_judged(source, dry_run), report))
     click.echo(_import_as_json(judged, dry_run) if as_json else "\n".join(_import_as_text(judged, dry_run)))
-    if any(one.why not in EXPECTED for one in refused):
+    if any(one.why and one.why not in EXPECTED for one in judged):
         sys.exit(FOUND)
+
+
+def _reported(judged: Iterable[Judged], report: TextIO | None) -> Iterator[Judged]:
+    """Line by line: one that is cut off has told what it came to."""
+    lines = csv.writer(report) if report else None
+    if lines:
+        lines.writerow([*COLUMNS, "why"])
+    for one in judged:
+        if lines and report and one.why:
+            lines.writerow([one.claim.tenant_id, one.claim.customer, one.why])
+            report.flush()
+        yield one
 
 
 def _judged(source: str, dry_run: bool) -> Iterator[Judged]:
@@ -66,6 +75,8 @@ def _import_as_text(judged: list[Judged], dry_run: bool) -> Iterator[str]:
     linked = [one.claim for one in judged if one.became == "linked"]
     already = sum(one.became == "already" for one in judged)
     yield f"{len(linked)} {'would be linked' if dry_run else 'linked'}, {already} were so already"
+    if untold := sum(not one.is_told for one in judged):
+        yield f"{untold} of them could not be told at Stripe whose they are; a worker goes on telling them"
     for why in WHYS:
         claims = [one.claim for one in judged if one.why == why]
         if claims:
@@ -84,6 +95,7 @@ def _import_as_json(judged: list[Judged], dry_run: bool) -> str:
         {
             "dry_run": dry_run,
             "linked": pairs([one for one in judged if one.became == "linked"]),
+            "untold": sum(not one.is_told for one in judged),
             "already": sum(one.became == "already" for one in judged),
             "not_linked": {why: found for why, found in refused.items() if found},
         }

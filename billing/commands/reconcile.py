@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TextIO
 
 import click
@@ -37,11 +38,12 @@ ASKS = {
 @click.option(
     "--most", type=click.IntRange(min=1), help="Compare so many customers; the next run goes on there."
 )
+@click.option("--anew", is_flag=True, help="Begin with the first customer, whatever the last run came to.")
 @AS_JSON
 @with_appcontext
 @observed("command.reconcile")
 def reconcile_now(
-    source: str | None, report: TextIO | None, dry_run: bool, most: int | None, as_json: bool
+    source: str | None, report: TextIO | None, dry_run: bool, most: int | None, anew: bool, as_json: bool
 ) -> None:
     """Fetch events that did not come, compare every tenant with Stripe, and mend what differs.
 
@@ -53,12 +55,12 @@ def reconcile_now(
     elif report:
         raise click.UsageError("--report is for --import.")
     else:
-        _reconcile(dry_run, most, as_json)
+        _reconcile(dry_run, most, anew, as_json)
 
 
-def _reconcile(dry_run: bool, most: int | None, as_json: bool) -> None:
+def _reconcile(dry_run: bool, most: int | None, anew: bool, as_json: bool) -> None:
     billing = service()
-    find = reconcile.imagine if dry_run else reconcile.run
+    find = reconcile.imagine if dry_run else partial(reconcile.run, anew=anew)
     with progress("Comparing") as tell:
         report = find(
             *(billing.db, billing.stripe, billing.budget),
@@ -67,7 +69,7 @@ def _reconcile(dry_run: bool, most: int | None, as_json: bool) -> None:
             tell=tell,
         )
     click.echo(json.dumps(_as_json(report, dry_run)) if as_json else "\n".join(_as_text(report, dry_run)))
-    if report.findings or report.unanswered:
+    if report.findings or report.unanswered or report.failed:
         sys.exit(FOUND)
 
 
@@ -78,6 +80,8 @@ def _as_text(report: Report, dry_run: bool) -> Iterator[str]:
         yield f"  {one.tenant_id:<12} {_difference(one):<46} {_what_is_done(one, dry_run)}"
     if report.unanswered:
         yield f"{report.unanswered} not answered by Stripe; they are asked about again."
+    if report.failed:
+        yield f"Stripe did not answer any more ({report.failed})."
     if report.left > 0:
         yield f"{report.left} are left; run this again to go on with them."
     mended = len(report.findings) - report.needing
@@ -113,6 +117,7 @@ def _as_json(report: Report, dry_run: bool) -> dict[str, Any]:
         "compared": report.compared,
         "unanswered": report.unanswered,
         "left": max(0, report.left),
+        "failed": report.failed,
         "seconds": round(report.seconds, 1),
         "findings": findings,
     }

@@ -150,7 +150,8 @@ def link(tenant: str, customer: str, replace: bool, whosever: bool, reason: str,
         ) from e
     state = "and is up to date" if linked.is_current else "and is brought up to date as soon as Stripe answers"
     said = f"{tenant} is linked to {customer} {state}; {linked.woken} events had waited for it."
-    shown(linked, as_json, [said])
+    untold = [] if linked.is_told else ["Stripe's customer does not say so yet; a worker goes on telling it."]
+    shown(linked, as_json, [said, *untold])
 
 
 @tenants_group.command("unlink")

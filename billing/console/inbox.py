@@ -106,7 +106,8 @@ def link(by: By) -> Any:
     said = (
         f"{linked.customer} is {linked.tenant_id}'s now. {linked.woken} events had waited for it, and are due."
     )
-    return pages.done(said, url_for(".one", id=event_id))
+    untold = "" if linked.is_told else " Stripe's customer does not say so yet; a worker goes on telling it."
+    return pages.done(said + untold, url_for(".one", id=event_id))
 
 
 @page.post("/retry-all")

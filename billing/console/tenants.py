@@ -80,7 +80,8 @@ def link(by: By) -> Any:
     ticked = {name: request.form.get(name) == "yes" for name in ("replace", "whosever")}
     linked = repairs.link(service(), _tenant(), request.form.get("customer", "").strip(), by, **ticked)
     current = "It is up to date" if linked.is_current else "It is brought up to date as soon as Stripe answers"
-    return _done(f"{linked.customer} is linked. {current}; {linked.woken} events had waited for it.")
+    untold = "" if linked.is_told else " Stripe's customer does not say so yet; a worker goes on telling it."
+    return _done(f"{linked.customer} is linked. {current}; {linked.woken} events had waited for it.{untold}")
 
 
 @page.post("/unlink")

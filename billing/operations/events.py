@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -35,7 +35,7 @@ from billing.audit import By
 from billing.db import SYSTEM
 from billing.operations.base import SHOWN, Page
 from billing.operations.masking import masked
-from billing.questions import Standing
+from billing.questions import Pace, Standing
 from billing.triage import Choice, Entry, Record
 from billing.wiring import Billing
 
@@ -341,7 +341,7 @@ class Dealt:
     left: int = 0
 
 
-Step = Callable[[Connection, Sequence[Entry]], list[inbox.Named]]
+Step = Callable[[Connection, Sequence[Entry], Pace], list[inbox.Named]]
 ACTIONS: dict[str, Step] = {"event.retry": sync.replay, "event.ignore": sync.ignore}
 
 
@@ -386,6 +386,7 @@ def _deal(
 ) -> Dealt:
     """From the oldest on, a stretch at a time: no lock is held for long, nor waited for where any will do."""
     until = time.monotonic() + seconds if seconds is not None else None
+    per_second = billing.budget.unhurried_per_second
     past: int | None = 0
     dealt = left = 0
     while past is not None and past < newest:
@@ -395,7 +396,8 @@ def _deal(
             found, past = triage.look(connection, choice, most=AT_ONCE, past=past, upwards=True)
             meant = [entry for entry in found if entry.id <= newest]
             free = meant if choice.event_ids is not None else _free(connection, meant)
-            done = ACTIONS[action](connection, free)
+            pace = _in_turn(connection, per_second) if dealt + len(free) > per_second else questions.AT_ONCE
+            done = ACTIONS[action](connection, free, pace)
             _note(connection, by, action, done)
         dealt += len(done)
         left += len(meant) - len(free)
@@ -407,6 +409,12 @@ def _free(connection: Connection, entries: Sequence[Entry]) -> list[Entry]:
     owned = customers.owners(connection, {entry.customer for entry in entries if entry.customer})
     free = questions.lock_free(connection, owned)
     return [entry for entry in entries if entry.customer not in owned or entry.customer in free]
+
+
+def _in_turn(connection: Connection, per_second: int) -> Pace:
+    """Behind all who wait, and so many a second: the events that come meanwhile do not wait for them."""
+    every = timedelta(seconds=1 / per_second)
+    return Pace(questions.wanted(connection) * every, every)
 
 
 def _note(connection: Connection, by: By, action: str, done: Sequence[inbox.Named]) -> None:
@@ -422,6 +430,7 @@ class Linked:
     tenant_id: str
     customer: str
     woken: int
+    is_told: bool  # or Stripe's customer does not say so yet; a worker goes on telling it
 
 
 def link(billing: Billing, by: By, event_id: str, tenant_id: str) -> Linked | None:
@@ -436,5 +445,5 @@ def link(billing: Billing, by: By, event_id: str, tenant_id: str) -> Linked | No
     db, stripe, budget = billing.db, billing.stripe, billing.budget
     woken = enrolling.link(db, stripe, budget, tenant_id, record.customer, by=by)
     sync.now(db, stripe, budget, record.customer, patience=LINK_SECONDS)
-    enrolling.tell(db, stripe, tenant_id)
-    return Linked(tenant_id, record.customer, woken)
+    is_told = enrolling.try_to_tell(db, stripe, tenant_id)
+    return Linked(tenant_id, record.customer, woken, is_told)

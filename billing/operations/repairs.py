@@ -237,6 +237,7 @@ class Linked:
     customer: str
     woken: int  # events that had waited for it
     is_current: bool
+    is_told: bool  # or Stripe's customer does not say so yet; a worker goes on telling it
 
 
 def link(
@@ -250,8 +251,8 @@ def link(
     db, stripe, budget = billing.db, billing.stripe, billing.budget
     woken = enrolling.link(db, stripe, budget, tenant_id, customer, by=by, replace=replace, whosever=whosever)
     is_current = sync.now(db, stripe, budget, customer, patience=PATIENCE)
-    enrolling.tell(db, stripe, tenant_id)
-    return Linked(tenant_id, customer, woken, is_current)
+    is_told = enrolling.try_to_tell(db, stripe, tenant_id)
+    return Linked(tenant_id, customer, woken, is_current, is_told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""What differed from Stripe, and how far the looking for it has come; and an index by which to look.
+"""What differed from Stripe, and how far the looking for it has come; and the indexes by which to look.
 
-The index comes first and outside of a transaction, as those of the feed do: cut off, it may be run again.
+The indexes come first and outside of a transaction, as those of the feed do: cut off, it may be run again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ revision = "0008"
 down_revision = "0007"
 
 IN_SYSTEM = "current_setting('billing.scope', true) = 'system'"
-STALEST = "ix_stripe_customers_answered_at"
+INDEXES = {
+    "ix_stripe_customers_answered_at": "stripe_customers (answered_at) WHERE wanted_at IS NULL",
+    "ix_tenant_config_untold": (
+        "tenant_config (tenant_id) WHERE untold_since IS NOT NULL AND stripe_customer_id <> ''"
+    ),
+}
 TABLES = ("drift", "reconcile_runs", "events_listed")
 
 
@@ -22,12 +27,11 @@ def time(name: str, **options: object) -> sa.Column[object]:
 
 
 def upgrade() -> None:
-    """Build the index, create the tables, and force a policy on each."""
+    """Build the indexes, create the tables, and force a policy on each."""
     with op.get_context().autocommit_block():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {STALEST}")
-        op.execute(
-            f"CREATE INDEX CONCURRENTLY {STALEST} ON stripe_customers (answered_at) WHERE wanted_at IS NULL"
-        )
+        for name, on in INDEXES.items():
+            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
+            op.execute(f"CREATE INDEX CONCURRENTLY {name} ON {on}")
     create_drift()
     create_runs()
     for table in TABLES:
@@ -78,6 +82,7 @@ def create_runs() -> None:
         sa.Column("place", sa.Text, nullable=False, server_default=""),
         sa.Column("compared", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("fetched", sa.BigInteger, nullable=False, server_default="0"),
+        time("told_at", nullable=False, server_default=sa.func.clock_timestamp()),
         sa.PrimaryKeyConstraint("id", name="pk_reconcile_runs"),
         sa.CheckConstraint("door IN ('worker', 'command')", name=op.f("ck_reconcile_runs_door_known")),
     )
@@ -101,4 +106,5 @@ def downgrade() -> None:
     """Drop them."""
     for table in TABLES:
         op.drop_table(table)
-    op.drop_index(STALEST, "stripe_customers")
+    for name in INDEXES:
+        op.drop_index(name)

@@ -111,13 +111,16 @@ def test_an_unknown_customer_is_linked_and_what_waited_for_it_is_applied(
 
     refused = ana.sends("inbox/link", seen=page, id=event, tenant="t_new", reason="asked for by phone")
     at_stripe(sandbox, "POST", f"customers/{customer}", **{"metadata[tenant_id]": ""})
+    sandbox.fault("429", method="POST", path=f"/v1/customers/{customer}", times=None)
     linked = ana.sends("inbox/link", seen=page, id=event, tenant="t_new", reason="asked for by phone")
+    sandbox.clear()
     with a_worker(environ) as worker:
         until_quiet(worker)
 
     assert (refused.status_code, "another tenant_id" in words(refused)) == (409, True)
     assert linked.status_code == 303
-    assert f"{customer} is t_new's now" in ana.reads(page)
+    assert f"{customer} is t_new's now" in (said := ana.reads(page))
+    assert "does not say so yet" in said
     assert states(database) == {event: "settled"}
     held = rows(database, "SELECT status FROM subscriptions WHERE stripe_subscription_id = :id", id=id)
     assert held == [{"status": "active"}]
@@ -331,6 +334,22 @@ def test_ignoring_what_is_asked_about_leaves_the_question_to_be_answered(
     ]
     [row] = rows(database, "SELECT wanted_at, owed_since, asking_until FROM stripe_customers")
     assert row == {"wanted_at": None, "owed_since": None, "asking_until": None}
+
+
+def test_behind_many_who_are_retried_no_event_waits_for_long(billing: Billing, database: Database) -> None:
+    for n in range(40):
+        link(database, f"t_{n}", f"cus_{n:02}")
+        tell(database, f"cus_{n:02}")
+    rows(database, "UPDATE inbox SET state = 'buried', settled_at = now(), reason = 'X' RETURNING 1")
+
+    dealt = events.retry_all(billing, ANA, Wanted(state="buried"))
+
+    per_second = billing.budget.unhurried_per_second
+    with database.begin(SYSTEM) as connection:
+        assert questions.in_line(connection, most=100) < per_second
+    [last] = rows(database, "SELECT max(wanted_at) - now() AS late FROM stripe_customers")
+    assert dealt.events == 40
+    assert 35 / per_second < last["late"].total_seconds() < 41 / per_second
 
 
 def test_what_was_ignored_while_it_waited_is_not_woken_by_a_link(billing: Billing, database: Database) -> None:
