@@ -90,7 +90,7 @@ class _Asked(Generic[Answer]):
 def _ask(budget: Budget, endpoint: str, read: Callable[[], Answer]) -> _Asked[Answer]:
     """A read, counted where that can be done, and made all the same where it cannot."""
     try:
-        budget.spend(endpoint, "waiting")
+        budget.spend(endpoint, "background")
     except (ServiceUnavailable, StripeFailed) as e:
         log.info("doctor.uncounted", endpoint=endpoint, outcome=e.outcome)
     began = time.monotonic()

@@ -13,7 +13,7 @@ from datetime import timedelta
 import structlog
 
 from billing import catalogue, chores
-from billing.budget import Budget
+from billing.budget import Budget, Lane
 from billing.catalogue import Catalogue, Rules
 from billing.db import SYSTEM, Database
 from billing.events import Json, name
@@ -70,9 +70,11 @@ def read(db: Database, stripe: Stripe, budget: Budget) -> bool:
     return is_new
 
 
-def offered(stripe: Stripe, budget: Budget, configuration: str | None) -> frozenset[str]:
+def offered(
+    stripe: Stripe, budget: Budget, configuration: str | None, lane: Lane = "waiting"
+) -> frozenset[str]:
     """The prices that the portal lets people change to, by this configuration or the account's default one."""
-    budget.spend("billing_portal.configurations", "waiting")
+    budget.spend("billing_portal.configurations", lane)
     return catalogue.offered(stripe.portal_configuration(configuration))
 
 

@@ -656,7 +656,7 @@ class Beside:
 
 def compare(db: Database, stripe: Stripe, budget: Budget, customer: str) -> Beside:
     """What asking Stripe about this linked customer would change. All of it is taken back."""
-    question, answer = _imagined(db, stripe, budget, customer, "waiting")
+    question, answer = _imagined(db, stripe, budget, customer, "background")
     with db.begin(SYSTEM, keep=False) as connection:
         questions.lock(connection, customer)
         if (tenant := customers.owners(connection, [customer]).get(customer)) is None:

@@ -26,7 +26,7 @@ group.add_command(tenants_group)
 @with_appcontext
 @observed("command.find_tenants")
 def find(text: str, state: str | None, never_synced: bool, after: str | None, as_json: bool) -> None:
-    """Find tenants whose id, name or e-mail address begins with TEXT, or that an id of Stripe's is of."""
+    """Find tenants whose id or name begins with TEXT, or whose e-mail address or id at Stripe it is."""
     page = tenants.find(service(), text, state=state, never_synced=never_synced, after=after)
     lines = [_line(one) for one in page.rows] or ["Nobody is known by this."]
     shown(page, as_json, [*lines, *([f"More: --after '{page.after}'"] if page.after else [])])

@@ -68,8 +68,15 @@ def compare() -> Any:
 @viewed
 def candidate() -> Any:
     """A customer of Stripe's, to be looked at before it is linked."""
-    tenant_id, customer = _tenant(), request.args.get("customer", "").strip()
-    return pages.page("link.html", candidate=repairs.candidate(service(), tenant_id, customer))
+    return pages.page("link.html", candidate=repairs.candidate(service(), _tenant(), _customer()))
+
+
+@page.post("/reveal")
+@observed("console.reveal_customer")
+@acted
+def reveal(by: By) -> Any:
+    """The same with what it is called and all that its metadata says, this once."""
+    return pages.page("link.html", candidate=repairs.candidate(service(), _tenant(), _customer(), by))
 
 
 @page.post("/link")
@@ -78,7 +85,7 @@ def candidate() -> Any:
 def link(by: By) -> Any:
     """Make a customer the tenant's."""
     ticked = {name: request.form.get(name) == "yes" for name in ("replace", "whosever")}
-    linked = repairs.link(service(), _tenant(), request.form.get("customer", "").strip(), by, **ticked)
+    linked = repairs.link(service(), _tenant(), _customer(), by, **ticked)
     current = "It is up to date" if linked.is_current else "It is brought up to date as soon as Stripe answers"
     untold = "" if linked.is_told else " Stripe's customer does not say so yet; a worker goes on telling it."
     return _done(f"{linked.customer} is linked. {current}; {linked.woken} events had waited for it.{untold}")
@@ -142,6 +149,10 @@ def _changes(changes: Any) -> str:
 
 def _done(sentence: str) -> Any:
     return pages.done(sentence, url_for("billing_console.tenants.one", id=_tenant()))
+
+
+def _customer() -> str:
+    return request.values.get("customer", "").strip()
 
 
 def _tenant() -> str:

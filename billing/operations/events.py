@@ -33,8 +33,8 @@ from billing import (
 )
 from billing.audit import By
 from billing.db import SYSTEM
+from billing.operations import masking
 from billing.operations.base import SHOWN, Page
-from billing.operations.masking import masked
 from billing.questions import Pace, Standing
 from billing.triage import Choice, Entry, Record
 from billing.wiring import Billing
@@ -305,7 +305,7 @@ def _masked(body: bytes) -> Payload:
         read = json.loads(body.decode())
     except (events.Unreadable, ValueError, RecursionError):
         return Payload(f"{len(body):,} bytes that cannot be read.", is_masked=True, is_whole=False)
-    return _payload(_written(masked(read)), is_masked=True)
+    return _payload(_written(masking.event(read)), is_masked=True)
 
 
 def _as_it_came(body: bytes) -> Payload:

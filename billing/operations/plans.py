@@ -117,7 +117,7 @@ def _offered(billing: Billing) -> tuple[Collection[str] | None, str | None]:
     configuration = billing.settings.billing_portal_configuration
     try:
         with deadline.within(PATIENCE):
-            return cataloguing.offered(billing.stripe, billing.budget, configuration), None
+            return cataloguing.offered(billing.stripe, billing.budget, configuration, "background"), None
     except errors.StripeFailed as e:
         return None, e.outcome
 

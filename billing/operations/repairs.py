@@ -25,11 +25,11 @@ from billing import (
 )
 from billing.audit import By
 from billing.db import SYSTEM
-from billing.errors import CustomerNotFound, InvalidRequest, NoCustomer, StripeFailed
+from billing.errors import CustomerNotFound, InvalidRequest, NoCustomer, StripeFailed, TenantNotFound
 from billing.events import moment, name
-from billing.operations import tenants
+from billing.operations import masking, tenants
 from billing.operations.base import SHOWN
-from billing.operations.tenants import TIMES, masked, said, word
+from billing.operations.tenants import TIMES, said, word
 from billing.subscriptions import Facts, Item
 from billing.wiring import Billing
 
@@ -171,7 +171,7 @@ def _item(item: Item) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A customer of Stripe's, as it is to be seen before it becomes a tenant's."""
+    """A customer of Stripe's, as it is to be seen before it becomes a tenant's; masked unless revealed."""
 
     customer: str
     tenant_id: str
@@ -183,6 +183,7 @@ class Candidate:
     named: str | None  # the tenant its metadata names
     current: str | None  # the customer the tenant has now
     waiting: int  # events of it that wait for an owner, up to a screenful
+    is_masked: bool
 
     @property
     def is_of_another(self) -> bool:
@@ -200,32 +201,40 @@ class Candidate:
         return self.current not in (None, self.customer)
 
 
-def candidate(billing: Billing, tenant_id: str, customer: str) -> Candidate:
-    """Look at a customer of Stripe's before it is linked. `CustomerNotFound` where there is none."""
+def candidate(billing: Billing, tenant_id: str, customer: str, reveal: By | None = None) -> Candidate:
+    """Look at a customer of Stripe's before it is linked. `CustomerNotFound` where there is none.
+
+    Whoever is to `reveal` all of it says why, and for which known tenant; that it was seen stays in the trail.
+    """
     if not customer.startswith("cus_"):
-        raise InvalidRequest("A Stripe customer's id begins with cus_")
-    billing.budget.spend("customers.retrieve", "waiting")
+        raise InvalidRequest("must begin with cus_", param="customer")
+    billing.budget.spend("customers.retrieve", "background")
     found = billing.stripe.customer(customer)
     if found is None or found.things[0].get("deleted"):
         raise CustomerNotFound
     thing = found.things[0]
-    given = thing.get("metadata")
-    metadata = {str(key): str(value) for key, value in given.items()} if isinstance(given, dict) else {}
+    called, email = name(thing.get("name")), name(thing.get("email"))
+    given = thing.get("metadata") if isinstance(thing.get("metadata"), dict) else {}
     with billing.db.begin(SYSTEM) as connection:
+        if reveal:
+            if not (state.stored(connection, tenant_id) or customers.is_known(connection, tenant_id)):
+                raise TenantNotFound
+            audit.note(connection, reveal, "customer.reveal", tenant_id=tenant_id, stripe_object=customer)
         owner = customers.owners(connection, [customer]).get(customer)
         current = customers.of(connection, tenant_id)
         waiting = [one for one in inbox.unsettled(connection, customer, most=SHOWN) if one.state == "waiting"]
     return Candidate(
         customer,
         tenant_id,
-        name(thing.get("name")),
-        masked(name(thing.get("email"))),
-        metadata,
+        called if reveal or not called else masking.MASK,
+        email if reveal else masking.address(email),
+        {str(key): str(value) for key, value in (given if reveal else masking.metadata(thing)).items()},
         tenants.moment(moment(thing.get("created"))),
         owner,
         customers.named(thing),
         current,
         len(waiting),
+        is_masked=reveal is None,
     )
 
 

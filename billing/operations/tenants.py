@@ -37,6 +37,7 @@ from billing.errors import TenantNotFound
 from billing.events import Json
 from billing.inbox import Unsettled
 from billing.invoices import Invoice
+from billing.operations import masking
 from billing.operations.base import SHOWN, Page
 from billing.policy import STATES
 from billing.questions import Asked
@@ -76,7 +77,7 @@ def find(
     never_synced: bool = False,
     after: str | None = None,
 ) -> Page[Line]:
-    """The tenants whose id, name or e-mail address begins with what is wanted, or that an id of Stripe's is of.
+    """The tenants whose id or name begins with what is wanted, or whose e-mail address or id at Stripe it is.
 
     With a `state`, those whose documents say it; or those Stripe was never asked about. All of them, where
     nothing is said.
@@ -100,12 +101,16 @@ def find(
 
 
 def _beginning(connection: Connection, wanted: str, state: str | None, after: str | None) -> Page[Line]:
-    """Where a state is wanted, those of the next LOOKED_AT words that have it."""
-    most = LOOKED_AT if state else SHOWN
-    found = directory.beginning_with(connection, wanted, after=_pair(after), most=most + 1)
-    some = Page.of(found, most, json.dumps)
+    """Those of the next LOOKED_AT words that have the state, if one is wanted.
+
+    Of an e-mail address only the whole counts: letter by letter it could be read out from behind its mask.
+    """
+    found = directory.beginning_with(connection, wanted, after=_pair(after), most=LOOKED_AT + 1)
+    looked = Page.of(found, LOOKED_AT, json.dumps)
+    fits = [(word, tenant) for word, tenant in looked.rows if "@" not in word or word == wanted.lower()]
+    some = Page.of(fits, SHOWN, json.dumps) if state is None else Page(fits, None)
     lines = _lines(connection, dict.fromkeys(tenant for _, tenant in some.rows))
-    return Page([line for line in lines if state in (None, line.state)], some.after)
+    return Page([line for line in lines if state in (None, line.state)], some.after or looked.after)
 
 
 def _pair(after: str | None) -> tuple[str, str]:
@@ -126,7 +131,7 @@ def _line(one: Found) -> Line:
     return Line(
         one.tenant_id,
         one.name or None,
-        masked(one.email),
+        masking.address(one.email),
         one.customer,
         "forgotten" if one.is_forgotten else document.get("state"),
         document.get("plan"),
@@ -157,14 +162,6 @@ def _note(one: Found, document: Json) -> str:
 def day(moment: str) -> str:
     """Of a moment as documents have it."""
     return moment[:10]
-
-
-def masked(email: str | None) -> str | None:
-    """Enough of an address to tell two apart."""
-    if not email:
-        return None
-    name, _, domain = email.rpartition("@")
-    return f"{name[:1]}…@{domain}" if name else "…"
 
 
 # ---- one tenant
@@ -265,7 +262,7 @@ def show(billing: Billing, tenant_id: str) -> Tenant:
         return Tenant(
             tenant_id=tenant_id,
             name=profile.name or None,
-            email=masked(profile.email),
+            email=masking.address(profile.email),
             customer=profile.customer,
             asked=asked,
             links=customers.history(connection, tenant_id),
