@@ -8,12 +8,12 @@ close the lanes for a while: too many requests, or a key it does not take.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from threading import Event
 from typing import Literal
 
 import psycopg
-from sqlalchemy import Column, DateTime, Table, Text
+from sqlalchemy import Column, Connection, DateTime, Table, Text, text
 
 from billing import deadline
 from billing.db import SYSTEM, Database, Query, metadata
@@ -48,9 +48,11 @@ _RESERVE = """
     WHERE r.reserved_until < clock_timestamp() + %(patience)s
     RETURNING extract(epoch FROM reserved_until - %(every)s - clock_timestamp())::float8
 """
+# Why is kept under its own word: it is for people, and is not looked at by who reserves.
 _PAUSE = """
     INSERT INTO stripe_reads AS r (endpoint, lane, reserved_until)
-    VALUES (%(endpoint)s, 'pause', clock_timestamp() + %(pause)s)
+    SELECT %(endpoint)s, lane, clock_timestamp() + %(pause)s
+    FROM unnest(array_remove(ARRAY['pause', %(because)s], NULL)) AS lane ORDER BY lane
     ON CONFLICT (endpoint, lane) DO UPDATE
     SET reserved_until = greatest(r.reserved_until, excluded.reserved_until)
 """
@@ -80,10 +82,19 @@ class Budget:
         if self._stopping.wait(max(0.0, seconds)):
             raise StripeFailed("stopping")
 
-    def pause(self, endpoint: str, seconds: float) -> None:
+    def pause(self, endpoint: str, seconds: float, *, because: str | None = None) -> None:
         """Stripe said no: nobody reads this endpoint, or any when it is `ALL`, for that long."""
-        values = {"endpoint": endpoint, "pause": timedelta(seconds=seconds)}
+        values = {"endpoint": endpoint, "pause": timedelta(seconds=seconds), "because": because}
         self._db.run(SYSTEM, Query("budget.pause", _PAUSE, values, _nothing))
+
+
+_PAUSED = text("SELECT reserved_until FROM stripe_reads WHERE endpoint = :endpoint AND lane = :because")
+
+
+def paused_until(connection: Connection, because: str) -> datetime | None:
+    """Until when the latest pause of everything for this reason lasts or lasted."""
+    until: datetime | None = connection.scalar(_PAUSED, {"endpoint": ALL, "because": because})
+    return until
 
 
 def _seconds(cursor: psycopg.Cursor[tuple[float]]) -> float | None:

@@ -229,6 +229,33 @@ def standing(connection: Connection, customer: str) -> Standing | None:
     return Standing(*row) if row else None
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How Stripe answers: when it last did, and what of what it has owed for longest keeps failing."""
+
+    answered_at: datetime | None
+    failing: int  # questions, up to LOOKED_AT
+    owed_since: datetime | None  # the oldest of them
+
+
+LOOKED_AT = 1_000
+_ANSWERING = text("""
+    SELECT (SELECT answered_at FROM stripe_customers WHERE wanted_at IS NULL AND answered_at IS NOT NULL
+            ORDER BY answered_at DESC LIMIT 1),
+           count(*) FILTER (WHERE failures >= :often), min(owed_since) FILTER (WHERE failures >= :often)
+    FROM (
+        SELECT failures, owed_since FROM stripe_customers WHERE owed_since IS NOT NULL
+        ORDER BY owed_since LIMIT :most
+    ) AS owed
+""")
+
+
+def answering(connection: Connection) -> Answering:
+    """As it is now."""
+    along_indexes(connection)
+    return Answering(*connection.execute(_ANSWERING, {"often": TOO_OFTEN, "most": LOOKED_AT}).one())
+
+
 def born(connection: Connection, customer: str) -> None:
     """We have just made this customer: all there is to know of it is that it has nothing."""
     connection.execute(_BORN, {"customer": customer})

@@ -712,7 +712,7 @@ def _failed(db: Database, budget: Budget, question: Question, failure: StripeFai
     """Nobody's attempts are used up: it is asked again, later and later, for as long as it takes."""
     if failure.reason == "key_refused":
         log.error("stripe.key_refused", advice="check STRIPE_SECRET_KEY and what the key may read")
-        budget.pause(ALL, KEY_REFUSED_SECONDS)
+        budget.pause(ALL, KEY_REFUSED_SECONDS, because=failure.reason)
     elif failure.reason == "rate_limited":
         budget.pause(ALL, RATE_LIMITED_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311  # spreads, hides nothing
     delay = DELAYS.get(failure.reason, backoff(question.failures))

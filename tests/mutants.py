@@ -267,7 +267,7 @@ MUTANTS = [
     Mutant(
         "a refused key burns on",
         "billing/sync.py",
-        "        budget.pause(ALL, KEY_REFUSED_SECONDS)\n",
+        "        budget.pause(ALL, KEY_REFUSED_SECONDS, because=failure.reason)\n",
         "        pass\n",
         "tests/test_budget.py::test_a_refused_key_stops_the_asking_loudly_and_uses_up_nothing",
     ),

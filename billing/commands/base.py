@@ -16,6 +16,7 @@ from flask.cli import AppGroup
 
 from billing import errors
 from billing.audit import By
+from billing.operations import cures
 from billing.operations.base import plain
 from billing.wiring import Billing
 
@@ -35,8 +36,7 @@ class Commands(AppGroup):
             with logs_aside():
                 return super().invoke(ctx)
         except errors.BillingError as e:
-            said = e.told if isinstance(e, errors.StripeFailed) else e
-            raise click.ClickException(f"{said} ({e.outcome})") from e
+            raise click.ClickException(f"{cures.told(e)} ({e.outcome})") from e
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from werkzeug.exceptions import HTTPException
 
 from billing.console import access, style
 from billing.errors import BillingError, StripeFailed
+from billing.operations import cures
 from billing.web.contract import service
 
 POLICY = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -107,7 +108,7 @@ def prepare(blueprint: Blueprint) -> None:
             response.headers["Cache-Control"] = "no-store"
         return response
 
-    blueprint.register_error_handler(Refused, lambda e: page("refused.html", problem=str(e), status=e.status))
+    blueprint.register_error_handler(Refused, lambda e: _page_of(str(e), e.status))
     blueprint.register_error_handler(BillingError, _refused)
     blueprint.register_error_handler(HTTPException, _of_the_framework)
     blueprint.register_error_handler(Exception, _unforeseen)
@@ -129,24 +130,42 @@ def _read_notice() -> str | None:
 
 
 def _refused(error: BillingError) -> Response:
-    if isinstance(error, StripeFailed):
-        log.warning("stripe.failed", reason=error.reason)
-        error = error.told
     if error.status >= 500:
         log.warning("http.failed", outcome=error.outcome, cause=type(error.__cause__).__name__)
-    response = page("refused.html", problem=f"{error}.".replace("..", "."), status=error.status)
+    status = error.told.status if isinstance(error, StripeFailed) else error.status
+    response = _page_of(f"{cures.told(error)}.".replace("..", "."), status)
     response.headers.extend(error.headers)
     return response
 
 
 def _of_the_framework(error: HTTPException) -> Response:
-    return page("refused.html", problem=error.description or error.name, status=error.code or 500)
+    return _page_of(error.description or error.name, error.code or 500)
 
 
 def _unforeseen(error: Exception) -> Response:
     log.error("http.unforeseen", exc_info=error)
     sentence = "Something went wrong that nobody foresaw. The log has it under the request's id."
-    return page("refused.html", problem=sentence, status=500)
+    return _page_of(sentence, 500)
+
+
+def _page_of(problem: str, status: int) -> Response:
+    return page("refused.html", problem=problem, back=_came_from(), status=status)
+
+
+def _came_from() -> str | None:
+    """The page of ours that led here, to go back to; none of another's, and none that only a form leads to."""
+    at = urlsplit(request.referrer or "")
+    adapter = current_app.create_url_adapter(request)
+    if at.netloc != request.host or not at.path.startswith(request.root_path) or adapter is None:
+        return None
+    try:
+        endpoint, _ = adapter.match(at.path.removeprefix(request.root_path), method="GET")
+    except HTTPException:
+        return None
+    ours = (request.blueprint or "").partition(".")[0]
+    if endpoint.partition(".")[0] != ours or endpoint == f"{ours}.nowhere" or at.path == request.path:
+        return None
+    return f"{at.path}?{at.query}" if at.query else at.path
 
 
 # ---- how things are written

@@ -7,9 +7,13 @@ import re
 import pytest
 from sqlalchemy import text
 
+from billing.budget import ALL
 from billing.db import SYSTEM, Database
+from billing.errors import InvalidRequest, ServiceUnavailable, StripeFailed
+from billing.operations.cures import told
 from tests.conftest import MakeApp, link
-from tests.console.conftest import USERS, Browser, signed_in
+from tests.console.conftest import HERE, HOME, USERS, Browser, signed_in
+from tests.test_commands import NO_WAY_TO_STRIPE
 
 EVENT = """
     INSERT INTO inbox (event_id, type, body, state, settled_at, reason, received_at, sent_at)
@@ -97,3 +101,46 @@ def test_the_doctor_is_asked_in_a_browser_too(ana: Browser) -> None:
 
     assert "problem none is alive: events are kept, and nothing more" in page
     assert "ok APP_URL https://app.example.com" in page
+
+
+def test_who_stripe_refuses_or_does_not_answer_is_told_first(calm: Database, make_app: MakeApp) -> None:
+    app = make_app(BILLING_CONSOLE_USERS=USERS, **NO_WAY_TO_STRIPE)
+    ana, held = signed_in(app, "ana"), app.extensions["billing"]
+    link(calm, "t_new", "cus_new")
+    owed = """
+        INSERT INTO stripe_customers (stripe_customer_id, wanted_at, owed_since, failures)
+        SELECT 'cus_new' || n, now(), now() - interval '9 minutes', 3 FROM generate_series(1, 2) AS n
+    """
+    do(calm, owed)
+    answered = "INSERT INTO stripe_customers (stripe_customer_id, answered_at) VALUES (:id, now())"
+
+    assert "problem Stripe does not answer: it owes 2 answers, the oldest for 9 min" in ana.reads("")
+    told = ana.opens("tenants/compare?id=t_new", Referer=f"{HERE}{HOME}tenants/one?id=t_new")
+    assert (told.status_code, "Stripe does not answer: try again" in told.text) == (503, True)
+    assert f'href="{HOME}tenants/one?id=t_new">Back' in told.text
+    for elsewhere in (
+        "https://evil.example/billing/console/",
+        f"{HERE}/api/plans",
+        f"{HERE}{HOME}plans/refresh",
+    ):
+        assert "Back" not in ana.opens("tenants/compare?id=t_new", Referer=elsewhere).text
+    do(calm, answered, id="cus_a")
+    assert "warning 2 questions to Stripe keep failing, the oldest for 9 min, while it" in ana.reads("")
+
+    held.budget.pause(ALL, 60, because="key_refused")
+    page = ana.reads("")
+    assert "problem Stripe does not take STRIPE_SECRET_KEY" in page
+    assert "Our key refused" in page
+    told = ana.opens("tenants/compare?id=t_new")
+    assert "Stripe is not asked just now" in told.text
+    do(calm, "UPDATE stripe_reads SET reserved_until = now() - interval '1 second'")
+    do(calm, answered, id="cus_b")
+    assert "STRIPE_SECRET_KEY" not in ana.reads("")
+
+
+def test_every_failure_of_stripes_has_a_sentence_with_a_cure() -> None:
+    assert told(StripeFailed("key_refused")).startswith("Stripe does not take STRIPE_SECRET_KEY")
+    assert told(StripeFailed("something new")).startswith("Stripe could not be asked: try again")
+    assert told(StripeFailed("refused", code="resource_missing")).endswith("(resource_missing)")
+    assert told(InvalidRequest("must be in the future", param="expires")) == "The end must be in the future"
+    assert told(ServiceUnavailable("database")).startswith("The database is away")
