@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -24,7 +25,10 @@ page = Blueprint("audit", __name__, url_prefix="/audit")
 
 SAID = {"actor": "who", "action": "action", "tenant_id": "tenant", "outcome": "outcome"}
 COLUMNS = tuple(field.name for field in fields(Row))
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet would run what begins so
+# A spreadsheet runs what begins so, after blanks, too, or after what it takes to separate two cells.
+FORMULA = re.compile(
+    r"(^|[;,|\t\r\n])([\s\u200b\ufeff]*)([=+\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b])"
+)
 
 
 @page.get("")
@@ -94,11 +98,10 @@ def _written(found: Iterable[Page[Row]]) -> Iterator[str]:
 
 def _lines(rows: Iterable[Iterable[Any]]) -> str:
     written = io.StringIO()
-    csv.writer(written).writerows([_cell(value) for value in row] for row in rows)
+    csv.writer(written, quoting=csv.QUOTE_ALL).writerows([_cell(value) for value in row] for row in rows)
     return written.getvalue()
 
 
 def _cell(value: Any) -> str:
     """No formula, whoever made up what stands there."""
-    cell = "" if value is None else str(value)
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
+    return FORMULA.sub(r"\1'\2\3", "" if value is None else str(value))

@@ -106,6 +106,8 @@ def test_the_trail_is_taken_away_as_csv_without_formulas_and_that_is_in_it(
     with database.begin(SYSTEM) as connection:
         formula = audit.By("ana", "=HYPERLINK(1)", None, None)
         audit.note(connection, formula, "override.set", tenant_id="-t", flow='+1,"2"')
+        for odd in (" =1", "a;=1+2", "\uff1d1", "b, @x", "a = b", "\ufeff-1"):
+            audit.note(connection, audit.By("ana", odd, None, None), "override.lift")
     fields = {"who": "ana", "outcome": "ok", "reason": "the auditors ask"}
 
     answer = ana.sends("audit/export", seen="audit", **fields)
@@ -115,13 +117,17 @@ def test_the_trail_is_taken_away_as_csv_without_formulas_and_that_is_in_it(
 
     assert answer.content_type == "text/csv; charset=utf-8"
     assert answer.headers["Content-Disposition"].startswith('attachment; filename="audit-')
-    assert [row["action"] for row in whole[:2]] == ["audit.export", "override.set"]
-    assert (whole[1]["tenant_id"], whole[1]["flow"], whole[1]["reason"]) == (
+    assert [row["action"] for row in whole[:8]] == ["audit.export", *["override.lift"] * 6, "override.set"]
+    assert [row["reason"] for row in whole[6:0:-1]] == [
+        *("' =1", "a;'=1+2", "'\uff1d1", "b,' @x", "a = b", "'\ufeff-1")
+    ]
+    assert answer.text.startswith('"id","at",')
+    assert (whole[7]["tenant_id"], whole[7]["flow"], whole[7]["reason"]) == (
         "'-t",
         '\'+1,"2"',
         "'=HYPERLINK(1)",
     )
-    assert len(whole) == 2 + sum(row.actor == "ana" and row.outcome == "ok" for row in written)
+    assert len(whole) == 8 + sum(row.actor == "ana" and row.outcome == "ok" for row in written)
     assert [len(cut), cut[-1]] == [7, ["More fits than is here. Ask again for what was before the last row."]]
     [kept, _] = rows(database, "SELECT actor, flow, reason FROM audit_log WHERE action = 'audit.export'")
     assert kept == {"actor": "ana", "flow": "actor=ana outcome=ok", "reason": "the auditors ask"}
