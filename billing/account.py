@@ -257,8 +257,9 @@ class CannotMend(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mended:
-    """What was done. A new endpoint's secret is shown this once."""
+    """What was done to which endpoint. A new one's secret is shown this once."""
 
+    id: str
     did: str
     secret: str | None = field(default=None, repr=False)
 
@@ -280,14 +281,14 @@ def mend(stripe: Stripe, budget: Budget, url: str | None, *, may_create: bool = 
         if not may_create:
             raise CannotMend("A new endpoint is needed, whose secret is shown once: leave out --json.")
         made = stripe.create_webhook_endpoint(url, sorted(USED))
-        return Mended(f"made webhook endpoint {made.id} at {url}", made.secret)
+        return Mended(made.id, f"made webhook endpoint {made.id} at {url}", made.secret)
     one = usable[0]
     if one.is_enabled and not one.lacks:
         return None
     stripe.update_webhook_endpoint(one.id, sorted(one.types if "*" in one.types else USED | one.types))
     did = [f"added {len(one.lacks)} event types to"] if one.lacks else []
     did += [] if one.is_enabled else ["enabled"]
-    return Mended(f"{' and '.join(did)} webhook endpoint {one.id}")
+    return Mended(one.id, f"{' and '.join(did)} webhook endpoint {one.id}")
 
 
 def _only_address(every: Iterable[Endpoint]) -> str:

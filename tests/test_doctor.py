@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ import pytest
 from sqlalchemy import make_url
 
 from billing import cataloguing, config, doctor, feed, questions, schema, workers
+from billing.account import Mended
+from billing.audit import By
 from billing.budget import Budget
 from billing.db import SYSTEM, Database
 from billing.events import USED
 from billing.feed import Cursor, Page
+from billing.operations import health
 from billing.operations.health import of_settings
 from billing.stripe_api import API_VERSION, Stripe
 from sandbox.server import Control, running
@@ -417,7 +420,7 @@ def test_without_an_endpoint_one_is_made_where_it_is_said_to_be(
 
 
 def test_a_neglected_endpoint_is_found_and_mended_and_keeps_what_else_it_sends(
-    make_app: MakeApp, well: str, sandbox: Control
+    make_app: MakeApp, well: str, sandbox: Control, database: Database
 ) -> None:
     types = {"enabled_events[0]": "charge.refunded", "enabled_events[1]": "invoice.paid"}
     id = the_endpoint(sandbox, **types)
@@ -435,6 +438,12 @@ def test_a_neglected_endpoint_is_found_and_mended_and_keeps_what_else_it_sends(
     assert (serious(fixed), again.told["mended"]) == ([], None)
     [endpoint] = at_stripe(sandbox, "GET", "webhook_endpoints")["data"]
     assert set(endpoint["enabled_events"]) == USED | {"charge.refunded"}
+    deeds = rows(database, "SELECT actor, action, flow, stripe_object, reason FROM audit_log")
+    assert [tuple(deed.values()) for deed in deeds] == [
+        ("command", "webhook_endpoint.mend", fixed.told["mended"], id, "by command")
+    ]
+    with closing(Database(AWAY, pool_size=1)) as away:
+        assert not health.note_mended(away, By("command", "by command"), Mended(id, "enabled"))
 
 
 def test_of_several_addresses_the_one_that_is_meant_has_to_be_said(

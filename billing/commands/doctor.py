@@ -15,7 +15,7 @@ from flask.cli import with_appcontext
 from billing import account, config
 from billing.account import CannotMend, Mended
 from billing.budget import Budget
-from billing.commands.base import AS_JSON, group, service
+from billing.commands.base import AS_JSON, REASONED, by, group, service
 from billing.db import Database
 from billing.errors import BillingError
 from billing.findings import Finding
@@ -44,10 +44,11 @@ def _address(_context: click.Context, _option: click.Parameter, url: str | None)
 @group.command("doctor")
 @click.option("--fix", is_flag=True, help="Make or mend the webhook endpoint at Stripe first.")
 @click.option("--url", callback=_address, help="With --fix: this service's address, https://….")
+@REASONED
 @AS_JSON
 @with_appcontext
 @observed("command.doctor")
-def examine(fix: bool, url: str | None, as_json: bool) -> None:
+def examine(fix: bool, url: str | None, reason: str, as_json: bool) -> None:
     """Look at settings, database, Stripe and workers, and say what is wrong and what to do.
 
     Exits with 0 if nothing has to be done, with 1 if something has, with 2 if this was said wrongly.
@@ -61,6 +62,8 @@ def examine(fix: bool, url: str | None, as_json: bool) -> None:
     with closing(own):
         stripe, budget = service().stripe, Budget(own, settings.billing_stripe_reads_per_second)
         mended = _mend(stripe if may_ask else None, budget, url, as_json=as_json) if fix else None
+        if mended and not health.note_mended(own, by(reason), mended):
+            click.echo("It is mended, and the trail could not be told.", err=True)
         findings = health.findings(settings, own, stripe, budget, faults)
     if as_json:
         _tell_programs(findings, mended)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from billing import config, doctor, signatures
+import psycopg
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from billing import audit, config, doctor, signatures
+from billing.account import Mended
+from billing.audit import By
 from billing.budget import Budget
 from billing.config import Settings
-from billing.db import Database
+from billing.db import SYSTEM, Database
+from billing.errors import BillingError
 from billing.findings import Expected, Finding, Level
 from billing.stripe_api import Stripe
+
+log = structlog.get_logger(__name__)
 
 OF_DATABASE = {"DATABASE_URL"}
 OF_STRIPE = {"STRIPE_SECRET_KEY", "STRIPE_KEY", "STRIPE_API_BASE"}
@@ -29,6 +38,17 @@ def findings(
             _expected(settings, faulty),
         ),
     ]
+
+
+def note_mended(db: Database, by: By, mended: Mended) -> bool:
+    """Leave a row in the trail of what was mended. Whether there is one now: the database may be at fault."""
+    try:
+        with db.begin(SYSTEM) as connection:
+            audit.note(connection, by, "webhook_endpoint.mend", flow=mended.did, stripe_object=mended.id)
+    except (BillingError, DBAPIError, psycopg.Error) as e:
+        log.warning("doctor.not_noted", did=mended.did, kind=type(e).__name__)
+        return False
+    return True
 
 
 def by_group(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
