@@ -48,9 +48,10 @@ def many(number: int) -> str:
     return f"more than {COUNTED:,}" if number > COUNTED else f"{number:,}"
 
 
-def number_of(number: int, one: str, more: str | None = None) -> str:
-    """So many of something: `1 event`, `2 events`."""
-    return f"{many(number)} {one if number == 1 else more or f'{one}s'}"
+def number_of(number: int, one: str, more: str | None = None, *, exact: bool = False) -> str:
+    """So many of something: `1 event`, `2 events`. Exact is what was counted to its end."""
+    written = f"{number:,}" if exact else many(number)
+    return f"{written} {one if number == 1 else more or f'{one}s'}"
 
 
 def few(names: Iterable[str]) -> str:

@@ -82,7 +82,7 @@ class Entry:
 # Never the body: it is long, and kept apart from the row.
 _FIELDS = """id, event_id, type, object_id, customer, created, received_at, state, due_at,
     held IS NOT NULL AS is_held, attempt, lapses, failures, looks, settled_at, reason,
-    CASE WHEN failures > 0 THEN split_part(fault, E'\\n', 1) END AS kind"""
+    CASE WHEN failures > 0 THEN left(split_part(fault, E'\\n', 1), 255) END AS kind"""
 _DUE = f"(SELECT {_FIELDS} FROM inbox WHERE state = 'due' ORDER BY due_at, id LIMIT :looked_at) AS due"  # noqa: S608  # ours, like all here
 _FAILING = f"""(SELECT {_FIELDS} FROM inbox WHERE {UNFINISHED["failing"]}
                  ORDER BY id DESC LIMIT :looked_at) AS failing"""  # noqa: S608

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 from datetime import timedelta
 
+import click
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 
 from billing import inbox, state, telemetry
-from billing.commands.base import logs_aside
+from billing.commands.base import group, logs_aside
+from billing.commands.reconcile import ASKS
 from billing.db import SYSTEM, Database
 from billing.operations import events
 from sandbox.server import Control
-from tests.conftest import SIGNING_SECRET, MakeApp, create_customer, link, rows
+from tests.conftest import ROOT, SIGNING_SECRET, MakeApp, create_customer, link, rows
 from tests.deliveries import (
     a_catalogue,
     a_subscription,
@@ -154,7 +157,8 @@ def test_events_are_listed_by_what_is_said_and_shown_one_by_one(
 
     told = say(make_app, "inbox", "show", other).output
     story = json.loads(say(make_app, "inbox", "show", paid, "--json").stdout)
-    assert "reason       is not JSON" in told
+    assert "reason       is not JSON: Its body cannot be read." in told
+    assert listed("--after", "999") == [other, paid]
     assert (story["tenant_id"], story["event"]["state"], story["payload"]["is_masked"]) == (acme, "due", True)
     assert say(make_app, "inbox", "show", "evt_unknown").exit_code == 1
 
@@ -190,7 +194,7 @@ def test_events_are_ignored_by_id_or_as_described_and_never_all_that_is_due(
     )
 
     assert (by_id.output, json.loads(described.stdout)) == (
-        "1 events are ignored.\n",
+        "1 event is ignored.\n",
         {"ignored": 1, "left": 0},
     )
     assert states(database) == {first: "settled", second: "settled", due: "due"}
@@ -201,6 +205,56 @@ def test_events_are_ignored_by_id_or_as_described_and_never_all_that_is_due(
 def trail(database: Database) -> list[tuple[str, ...]]:
     found = rows(database, "SELECT actor, action, stripe_object, reason FROM audit_log ORDER BY id")
     return [tuple(row.values()) for row in found]
+
+
+# ---- what is printed can be done
+
+SAID = re.compile(r"flask (billing .+?)(?=[`#\n;]| adds |$)")
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+
+
+def test_every_command_that_a_cure_or_the_manual_names_can_be_said_so() -> None:
+    """Each is read as click reads it, and not done."""
+    cures = [ask.format(tenant="t_20d", customer="cus_1") for ask in ASKS.values()]
+    said = [words for text in (OPERATIONS, *cures) for words in SAID.findall(text)]
+    with CliRunner().isolation(input="y\n" * 99):  # some ask
+        refused = {words: problem for words in said if (problem := problem_of(words))}
+
+    assert len(said) > 30
+    assert refused == {}
+
+
+def problem_of(words: str) -> str | None:
+    """What click would find wrong with a command, short of doing it."""
+    line = shlex.split(words.strip().rstrip(".,:)"))[1:]
+    command: click.Command = group
+    name: str | None = "billing"
+    try:
+        while True:
+            context = command.make_context(name, list(line))
+            rest = [*context._protected_args, *context.args]
+            if not isinstance(command, click.Group) or not rest:
+                return None
+            name, found, line = command.resolve_command(context, rest)
+            assert found  # or it has been refused
+            command = found
+    except click.exceptions.Exit:
+        return None
+    except click.ClickException as e:
+        return str(e.message)
+
+
+def test_what_changes_something_can_be_said_for_programs(make_app: MakeApp, database: Database) -> None:
+    link(database, "t_acme", None)
+    why = ("--reason", "a test")
+
+    unsold = say(make_app, "overrides", "set", "t_acme", "beta", "true", *why)
+    forgotten = say(make_app, "tenants", "forget", "t_acme", "--yes", "--json", *why)
+    rewound = say(make_app, "feed", "rewind", "--json")
+
+    assert (unsold.exit_code, "--unsold" in unsold.output) == (1, True)
+    assert json.loads(forgotten.stdout) == {"tenant_id": "t_acme", "forgotten": True}
+    assert list(json.loads(rewound.stdout)) == ["head"]
 
 
 # ---- replay
@@ -255,14 +309,19 @@ def test_a_replay_takes_what_fits_everything_that_is_said(
 ) -> None:
     result = say(make_app, "replay", *words)
 
-    assert result.output == f"{len(chosen)} events are due again.\n"
+    assert result.output == f"{len(chosen)} {'event is' if len(chosen) == 1 else 'events are'} due again.\n"
     assert {name for name, event in two_days.items() if states(database)[event] == "due"} == chosen
 
 
 def test_a_replay_by_id_takes_those_alone(
     make_app: MakeApp, database: Database, two_days: dict[str, str]
 ) -> None:
-    say(make_app, "replay", two_days["old"], two_days["failed"], "evt_unknown")
+    replayed = say(make_app, "replay", two_days["old"], two_days["failed"], "evt_unknown")
+    ignored = say(make_app, "inbox", "ignore", "evt_unknown", "--reason", "a test")
+
+    assert (replayed.exit_code, ignored.exit_code) == (1, 1)
+    assert replayed.stdout == "2 events are due again.\n"
+    assert "Not here: evt_unknown." in replayed.stderr
 
     due = {name for name, event in two_days.items() if states(database)[event] == "due"}
     assert due == {"old", "failed"}
@@ -354,7 +413,7 @@ def test_reconciling_compares_everybody_and_says_what_it_mended(
 
     assert first.exit_code == 0
     assert re.search(
-        r"^Compared 1 tenants with Stripe in \d+ s\n0 fixed, 0 need you$", first.output, re.MULTILINE
+        r"^Compared 1 tenant with Stripe in \d+ s\n0 fixed, 0 need you$", first.output, re.MULTILINE
     )
     assert [result.exit_code for result in (dry, told, again)] == [1, 1, 1]
     imagined = {one["tenant_id"]: one for one in json.loads(dry.output)["findings"]}
@@ -365,7 +424,7 @@ def test_reconciling_compares_everybody_and_says_what_it_mended(
     assert mended.endswith(f"fixed (v{before} → v{after})")
     assert "needs you: look at cus_of_another_account in Stripe" in told.output
     assert "1 not answered by Stripe" in told.output
-    assert told.output.endswith("1 fixed, 1 need you\n")
+    assert told.output.endswith("1 fixed, 1 needs you\n")
     assert [one["tenant_id"] for one in json.loads(again.output)["findings"]] == ["t_lost"]
 
 
@@ -409,7 +468,7 @@ def test_linking_brings_the_tenant_up_to_date(
 
     assert result.exit_code == 0
     assert result.output == (
-        f"t_acme is linked to {customer} and is up to date; 1 events had waited for it.\n"
+        f"t_acme is linked to {customer} and is up to date; 1 event had waited for it.\n"
         "Stripe's customer does not say so yet; a worker goes on telling it.\n"
     )
     assert rows(database, "SELECT status FROM subscriptions") == [{"status": "active"}]

@@ -59,7 +59,7 @@ def test_an_operators_command_finds_what_runs(run: Run) -> None:
     done = billing(run.local, "reconcile")
 
     assert done.returncode == 0, done.stderr
-    assert "Compared 1 tenants with Stripe" in done.stdout
+    assert "Compared 1 tenant with Stripe" in done.stdout
     assert (run.local / "running.json").stat().st_mode & 0o777 == 0o600
 
 

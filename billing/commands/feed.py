@@ -9,7 +9,7 @@ import click
 from flask.cli import with_appcontext
 
 from billing import feed
-from billing.commands.base import AS_JSON, REASONED, by, group, service
+from billing.commands.base import AS_JSON, REASONED, by, group, service, shown
 from billing.operations import consumers
 from billing.operations.base import plain
 from billing.operations.consumers import Consumer
@@ -44,9 +44,11 @@ def _line(one: Consumer) -> str:
 
 @show_feed.command("rewind")
 @REASONED
+@AS_JSON
 @with_appcontext
 @observed("command.rewind")
-def rewind(reason: str) -> None:
+def rewind(reason: str, as_json: bool) -> None:
     """Let every consumer start over: after the database went back to a snapshot of its storage."""
     head = consumers.rewind(service(), by(reason))
-    click.echo(f"The feed is {head} now: consumers start over, and get each tenant once.")
+    said = f"The feed is {head} now: consumers start over, and get each tenant once."
+    shown({"head": str(head)}, as_json, [said])

@@ -12,7 +12,8 @@ from flask.cli import with_appcontext
 from billing import customers, triage
 from billing.commands.base import AS_JSON, REASON, Commands, by, group, minute, second, service
 from billing.db import SYSTEM
-from billing.operations import events
+from billing.findings import few, number_of
+from billing.operations import cures, events
 from billing.operations.base import plain
 from billing.operations.events import Dealt, Overview, Story, Wanted
 from billing.telemetry import observed
@@ -22,6 +23,7 @@ SINCE = click.option("--since", type=click.DateTime(), help="Received at or afte
 UNTIL = click.option("--until", type=click.DateTime(), help="Received before this moment, in UTC.")
 KIND = click.option("--type", "kind", help="Events of this type.")
 TENANT = click.option("--tenant", help="Events of this tenant's customer.")
+ARE = ("event is", "events are")
 STATE = click.option("--state", type=click.Choice(triage.STATES), help="In this state.")
 
 
@@ -41,11 +43,11 @@ STATE = click.option("--state", type=click.Choice(triage.STATES), help="In this 
 def show_inbox(ctx: click.Context, /, *, as_json: bool, after: str | None, **said: Any) -> None:
     """How much is under way, what failed and why, and which secrets Stripe signs with.
 
-    With an option: the events that fit everything you say, the newest first.
+    With an option: the events that fit everything you say, the newest first; by --after alone, all of them.
     """
     if ctx.invoked_subcommand:
         return
-    if any(said.values()):
+    if after or any(said.values()):
         _list(_wanted(**said), after, as_json=as_json)
         return
     overview = events.overview(service())
@@ -130,6 +132,8 @@ def _tell(story: Story) -> None:
         "trace": story.trace_id,
         "at Stripe": story.at_stripe,
     }
+    if means := cures.of_reason(event.reason):
+        facts["reason"] = f"{event.reason}: {means}"
     click.echo(f"{event.event_id}  {event.type}")
     for name, fact in facts.items():
         if fact:
@@ -163,13 +167,16 @@ def ignore(event_ids: tuple[str, ...], reason: str, as_json: bool, **said: Any) 
     """
     if bool(event_ids) == any(said.values()):
         raise click.UsageError("Say which events: by id, or with the options.")
+    missing: list[str] = []
     if event_ids:
+        missing = _missing(event_ids)
         dealt = Dealt(events.ignore(service(), by(reason), event_ids), is_done=True)
     elif said["state"] in triage.UNFINISHED:
         dealt = events.ignore_all(service(), by(reason), _wanted(**said), seconds=None)
     else:
         raise click.UsageError(f"Say in which state they are: --state {', '.join(triage.UNFINISHED)}.")
     _say(dealt, "ignored", as_json)
+    _tell_missing(missing)
 
 
 @group.command("replay")
@@ -191,14 +198,30 @@ def replay(event_ids: tuple[str, ...], failed: bool, reason: str, as_json: bool,
     if not (event_ids or failed or any(said.values())):
         raise click.UsageError("Say which events: by id, or with one of the options.")
     wanted = _wanted(event_ids=event_ids or None, state="buried" if failed else None, **said)
-    _say(events.retry_all(service(), by(reason), wanted, seconds=None), "due", as_json)
+    dealt = events.retry_all(service(), by(reason), wanted, seconds=None)
+    missing = _missing(event_ids)
+    _say(dealt, "due", as_json)
+    _tell_missing(missing)
 
 
 def _say(dealt: Dealt, became: str, as_json: bool) -> None:
     again = " again" if became == "due" else ""
     left = f" {dealt.left} more: their customers are being worked on. Run this again." if dealt.left else ""
-    said = f"{dealt.events} events are {became}{again}.{left}"
+    said = f"{number_of(dealt.events, *ARE, exact=True)} {became}{again}.{left}"
     click.echo(json.dumps({became: dealt.events, "left": dealt.left}) if as_json else said)
+
+
+def _missing(event_ids: tuple[str, ...]) -> list[str]:
+    """Those of them that are not here."""
+    if not event_ids:
+        return []
+    found = events.find(service(), Wanted(event_ids=event_ids), most=len(event_ids)).page.rows
+    return sorted({*event_ids} - {one.event_id for one in found})
+
+
+def _tell_missing(missing: list[str]) -> None:
+    if missing:
+        raise click.ClickException(f"Not here: {few(missing)}. What is settled is kept for 35 days.")
 
 
 def _wanted(

@@ -9,6 +9,7 @@ from flask.cli import with_appcontext
 
 from billing.commands.base import AS_JSON, REASON, Commands, by, group, minute, service, shown
 from billing.commands.tokens import end
+from billing.errors import InvalidRequest
 from billing.operations import grants, tenants
 from billing.operations.grants import Granted
 from billing.telemetry import observed
@@ -53,7 +54,12 @@ def set_override(
     as_json: bool,
 ) -> None:
     """Give TENANT this VALUE of FEATURE: true, false, a number or unlimited. An earlier one is replaced."""
-    granted = grants.grant(service(), tenant, feature, value, by(reason), expires_at=ends, unsold=unsold)
+    try:
+        granted = grants.grant(service(), tenant, feature, value, by(reason), expires_at=ends, unsold=unsold)
+    except InvalidRequest as e:
+        if e.param != "feature":
+            raise
+        raise click.ClickException("Nothing that is sold has this feature; if it is meant: --unsold") from e
     shown(granted, as_json, [_said(granted)])
 
 

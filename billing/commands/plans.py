@@ -8,7 +8,7 @@ import click
 from flask.cli import with_appcontext
 
 from billing.commands.base import AS_JSON, REASONED, by, group, service
-from billing.findings import span
+from billing.findings import number_of, span
 from billing.operations import plans
 from billing.operations.base import plain
 from billing.operations.plans import Plan, Plans
@@ -56,7 +56,9 @@ def _show(found: Plans) -> None:
 
 def _line(plan: Plan) -> str:
     portal = {True: "in the portal", False: "not in the portal", None: "in the portal?"}[plan.in_portal]
-    number = f"{'' if plan.counted_all else 'at least '}{plan.subscriptions:,} subscriptions"
+    number = (
+        f"{'' if plan.counted_all else 'at least '}{number_of(plan.subscriptions, 'subscription', exact=True)}"
+    )
     return f"{plan.key:<20} {plan.product}   {plan.costs}   {plan.standing}   {portal}   {number}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from billing import reconcile
 from billing.commands import importing
 from billing.commands.base import AS_JSON, FOUND, group, progress, second, service
 from billing.drift import Finding
+from billing.findings import number_of
 from billing.reconcile import Report
 from billing.telemetry import observed
 
@@ -24,7 +26,7 @@ SAYS = {
     "foreign_customer": "customer is another tenant's, or unknown to Stripe",
 }
 ASKS = {
-    "customer_deleted": "flask billing tenants unlink {tenant}",
+    "customer_deleted": 'flask billing tenants unlink {tenant} --reason "deleted at Stripe"',
     "foreign_customer": "look at {customer} in Stripe",
 }
 
@@ -75,7 +77,7 @@ def _reconcile(dry_run: bool, most: int | None, anew: bool, as_json: bool) -> No
 
 def _as_text(report: Report, dry_run: bool) -> Iterator[str]:
     yield f"Events that had not come: {report.fetched} {'to be fetched' if dry_run else 'fetched'}"
-    yield f"Compared {report.compared} tenants with Stripe in {report.seconds:.0f} s"
+    yield f"Compared {number_of(report.compared, 'tenant', exact=True)} with Stripe in {report.seconds:.0f} s"
     for one in report.findings:
         yield f"  {one.tenant_id:<12} {_difference(one):<46} {_what_is_done(one, dry_run)}"
     if report.unanswered:
@@ -83,9 +85,11 @@ def _as_text(report: Report, dry_run: bool) -> Iterator[str]:
     if report.failed:
         yield f"Stripe did not answer any more ({report.failed})."
     if report.left > 0:
-        yield f"{report.left} are left; run this again to go on with them."
+        left = number_of(report.left, "is left", "are left", exact=True)
+        yield f"{left}; run this again to go on."
     mended = len(report.findings) - report.needing
-    yield f"{mended} {'to be fixed' if dry_run else 'fixed'}, {report.needing} need you"
+    need = number_of(report.needing, "needs", "need", exact=True)
+    yield f"{mended} {'to be fixed' if dry_run else 'fixed'}, {need} you"
 
 
 def _difference(one: Finding) -> str:
@@ -102,7 +106,7 @@ def _difference(one: Finding) -> str:
 
 def _what_is_done(one: Finding, dry_run: bool) -> str:
     if one.needs_somebody:
-        return f"needs you: {ASKS[one.kind].format(tenant=one.tenant_id, customer=one.customer)}"
+        return f"needs you: {ASKS[one.kind].format(tenant=shlex.quote(one.tenant_id), customer=one.customer)}"
     return f"{'would be fixed' if dry_run else 'fixed'} (v{one.version_before} → v{one.version_after})"
 
 

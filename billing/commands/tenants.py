@@ -9,6 +9,7 @@ from flask.cli import with_appcontext
 
 from billing import errors, forgetting
 from billing.commands.base import AS_JSON, REASON, REASONED, Commands, by, group, minute, service, shown
+from billing.findings import number_of
 from billing.operations import repairs, tenants
 from billing.operations.tenants import TIMES, Happening, Line, Tenant
 from billing.telemetry import observed
@@ -149,7 +150,8 @@ def link(tenant: str, customer: str, replace: bool, whosever: bool, reason: str,
             "This tenant has another customer; --replace takes this one in its place."
         ) from e
     state = "and is up to date" if linked.is_current else "and is brought up to date as soon as Stripe answers"
-    said = f"{tenant} is linked to {customer} {state}; {linked.woken} events had waited for it."
+    waited = number_of(linked.woken, "event", exact=True)
+    said = f"{tenant} is linked to {customer} {state}; {waited} had waited for it."
     untold = [] if linked.is_told else ["Stripe's customer does not say so yet; a worker goes on telling it."]
     shown(linked, as_json, [said, *untold])
 
@@ -174,9 +176,10 @@ def unlink(tenant: str, reason: str, as_json: bool) -> None:
 @click.argument("tenant")
 @REASON
 @click.confirmation_option(prompt="All that is held of the tenant is deleted. Go on?")
+@AS_JSON
 @with_appcontext
 @observed("command.forget")
-def forget(tenant: str, reason: str) -> None:
+def forget(tenant: str, reason: str, as_json: bool) -> None:
     """Keep nothing of TENANT but the trail, and have the feed say that it is gone. Stripe is left as it is.
 
     Refused while the tenant has a subscription that is not over, or is buying one.
@@ -185,4 +188,4 @@ def forget(tenant: str, reason: str) -> None:
     known = forgetting.forget(billing.db, billing.stripe, billing.budget, tenant, by(reason))
     if not known:
         raise click.ClickException("Nothing is held of such a tenant.")
-    click.echo(f"{tenant} is forgotten; the feed says so.")
+    shown({"tenant_id": tenant, "forgotten": True}, as_json, [f"{tenant} is forgotten; the feed says so."])

@@ -14,11 +14,13 @@ from billing.console import pages
 from billing.console.access import acted, viewed
 from billing.console.pages import Refused
 from billing.errors import OtherCustomer
+from billing.findings import number_of
+from billing.identity import is_name
+from billing.operations import cures
 from billing.operations import events as inbox
 from billing.operations.events import Dealt, Story, Wanted
 from billing.telemetry import observed
 from billing.web.contract import service
-from billing.web.tenants import is_id
 
 page = Blueprint("inbox", __name__, url_prefix="/inbox")
 
@@ -94,7 +96,7 @@ def ignore(by: By) -> Any:
 def link(by: By) -> Any:
     """Give an event's customer its tenant."""
     event_id, tenant_id = _id(request.form), request.form.get("tenant", "").strip()
-    if not is_id(tenant_id):
+    if not is_name(tenant_id):
         raise Refused("Say which tenant it is, by its id.", 400)
     try:
         linked = inbox.link(service(), by, event_id, tenant_id)
@@ -103,9 +105,8 @@ def link(by: By) -> Any:
         raise Refused(sentence, 409) from None
     if linked is None:
         raise Refused("There is no such event, or it names no customer.", 404)
-    said = (
-        f"{linked.customer} is {linked.tenant_id}'s now. {linked.woken} events had waited for it, and are due."
-    )
+    waited = number_of(linked.woken, "event", exact=True)
+    said = f"{linked.customer} is {linked.tenant_id}'s now. {waited} had waited for it."
     untold = "" if linked.is_told else " Stripe's customer does not say so yet; a worker goes on telling it."
     return pages.done(said + untold, url_for(".one", id=event_id))
 
@@ -131,17 +132,19 @@ def ignore_all(by: By) -> Any:
 
 
 def _dealt(dealt: Dealt, done: str, said: dict[str, Any]) -> Any:
-    said_of_rest = "" if dealt.is_done else " There was no time for the rest: do it again for what is left."
+    left = "" if dealt.is_done else " There was no time for the rest: do it again for what is left."
     if dealt.left:
-        said_of_rest += f" {dealt.left:,} more: their customers are being worked on. Do it again for them."
-    are = "event is" if dealt.events == 1 else "events are"
-    return pages.done(f"{dealt.events:,} {are} {done}.{said_of_rest}", url_for(".find", **said))
+        left += f" {dealt.left:,} more: their customers are being worked on. Do it again for them."
+    events_are = number_of(dealt.events, "event is", "events are", exact=True)
+    return pages.done(f"{events_are} {done}.{left}", url_for(".find", **said))
 
 
 def _page_of(story: Story | None) -> Any:
     if story is None:
         raise Refused("There is no such event here. What is settled is kept for 35 days.", 404)
-    return pages.page("inbox/event.html", story=story, event=story.event)
+    return pages.page(
+        "inbox/event.html", story=story, event=story.event, means=cures.of_reason(story.event.reason)
+    )
 
 
 def _id(given: Any) -> str:

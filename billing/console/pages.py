@@ -1,7 +1,8 @@
 """What all pages of the console share: how they are made, what goes with them, and how an action ends.
 
 A page is a template and the dataclasses of `operations`. An action answers with `done`: a redirect, so that
-reloading repeats nothing, and a sentence for the next page. What is refused is a page, too.
+reloading repeats nothing, and a sentence for the next page. Only what is shown just once stands on the answer
+itself, a new token or what is revealed: reloading that does it again. What is refused is a page, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from flask import (
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 
+from billing import findings
 from billing.console import access, style
 from billing.errors import BillingError, StripeFailed
 from billing.operations import cures
@@ -112,7 +114,7 @@ def prepare(blueprint: Blueprint) -> None:
     blueprint.register_error_handler(BillingError, _refused)
     blueprint.register_error_handler(HTTPException, _of_the_framework)
     blueprint.register_error_handler(Exception, _unforeseen)
-    for mark in (ago, in_time, moment, quantity, pretty):
+    for mark in (ago, in_time, moment, quantity, number_of, pretty):
         blueprint.add_app_template_filter(mark, f"console_{mark.__name__}")
 
 
@@ -202,6 +204,11 @@ def in_time(seconds: float) -> str:
 def quantity(number: int) -> str:
     """With a comma at each thousand."""
     return f"{number:,}"
+
+
+def number_of(number: int, one: str, more: str | None = None) -> str:
+    """The same, and of what."""
+    return findings.number_of(number, one, more, exact=True)
 
 
 def pretty(value: Any) -> str:

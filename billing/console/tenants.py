@@ -13,6 +13,7 @@ from billing.audit import By
 from billing.console import pages
 from billing.console.access import acted, viewed
 from billing.errors import TenantNotFound
+from billing.findings import number_of
 from billing.identity import is_name
 from billing.operations import consumers, grants, repairs, tenants
 from billing.operations.repairs import Synced
@@ -88,7 +89,8 @@ def link(by: By) -> Any:
     linked = repairs.link(service(), _tenant(), _customer(), by, **ticked)
     current = "It is up to date" if linked.is_current else "It is brought up to date as soon as Stripe answers"
     untold = "" if linked.is_told else " Stripe's customer does not say so yet; a worker goes on telling it."
-    return _done(f"{linked.customer} is linked. {current}; {linked.woken} events had waited for it.{untold}")
+    waited = number_of(linked.woken, "event", exact=True)
+    return _done(f"{linked.customer} is linked. {current}; {waited} had waited for it.{untold}")
 
 
 @page.post("/unlink")

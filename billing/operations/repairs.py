@@ -26,7 +26,7 @@ from billing import (
 from billing.audit import By
 from billing.db import SYSTEM
 from billing.errors import CustomerNotFound, InvalidRequest, NoCustomer, StripeFailed, TenantNotFound
-from billing.events import moment, name
+from billing.events import moment, name, part
 from billing.operations import masking, tenants
 from billing.operations.base import SHOWN
 from billing.operations.tenants import TIMES, said, word
@@ -213,8 +213,8 @@ def candidate(billing: Billing, tenant_id: str, customer: str, reveal: By | None
     if found is None or found.things[0].get("deleted"):
         raise CustomerNotFound
     thing = found.things[0]
+    metadata = part(thing, "metadata") if reveal else masking.metadata(thing)
     called, email = name(thing.get("name")), name(thing.get("email"))
-    given = thing.get("metadata") if isinstance(thing.get("metadata"), dict) else {}
     with billing.db.begin(SYSTEM) as connection:
         if reveal:
             if not (state.stored(connection, tenant_id) or customers.is_known(connection, tenant_id)):
@@ -228,7 +228,7 @@ def candidate(billing: Billing, tenant_id: str, customer: str, reveal: By | None
         tenant_id,
         called if reveal or not called else masking.MASK,
         email if reveal else masking.address(email),
-        {str(key): str(value) for key, value in (given if reveal else masking.metadata(thing)).items()},
+        {str(key): str(value) for key, value in metadata.items()},
         tenants.moment(moment(thing.get("created"))),
         owner,
         customers.named(thing),

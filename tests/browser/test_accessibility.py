@@ -108,7 +108,7 @@ def the_inbox(ada: Operator, stranger: str) -> Iterator[str]:
     ada.turns_to("Inbox")
     yield "the inbox, by reasons"
     ada.follows("names no customer")
-    ada.opens("Ignore all 1 matching")
+    ada.opens("Ignore the one matching")
     yield "events, with a form"
     ada.follows("evt_")
     ada.does("Reveal", because="to see what it says")

@@ -72,7 +72,7 @@ METHOD = {
     },
     "us_bank_account": {"bank_name": "STRIPE BANK", "last4": "6789", "routing_number": "110000000"},
 }
-DISPUTED = {  # what is met under names that tell little, of objects of every kind
+DISPUTED: dict[str, dict[str, Any]] = {  # what is met under names that tell little, of objects of every kind
     "customer.source.updated": {
         "object": "card",
         **dict.fromkeys(("address_city", "address_zip", "address_line1", "address_state"), "secret"),
