@@ -80,7 +80,7 @@ class Worker:
         self._pruned_events: int | None = 0  # where pruning goes on: it is done a little at a time
         self._pruned_customers = ""
         self._met = ""
-        self._next_meeting = 0.0
+        self._meeting = Chore("meet", EVERY_SECOND, self._meet)
         self._told = ""
         self._chores = self._list_chores()
 
@@ -89,6 +89,7 @@ class Worker:
             Chore("clock", EVERY_SECOND, self._let_time_pass),  # before those that may take long
             Chore("sweep", timedelta(seconds=30), self._sweep),
             Chore("prune", timedelta(minutes=10), self._prune),
+            self._meeting,
             Chore("walk", EVERY_SECOND, self._walk),
             Chore(reconcile.LOOK, reconcile.LOOK_EVERY, self._begin_looking),
             Chore("tell", timedelta(minutes=5), self._begin_telling),
@@ -259,14 +260,15 @@ class Worker:
         with self._db.begin(SYSTEM) as connection:
             inbox.sweep(connection)
 
-    def _walk(self) -> None:
-        """Whom nobody ever asked about comes first; where there is nobody, for a minute none is looked for."""
+    def _meet(self) -> None:
+        """A stretch at a time; and once there is nobody, not again for a while."""
         most = self._budget.unhurried_per_second
-        if time.monotonic() >= self._next_meeting:
-            found, self._met = reconcile.meet(self._db, after=self._met, most=most)
-            if not found and not self._met:
-                self._next_meeting = time.monotonic() + MEETING_SECONDS
-        reconcile.walk(self._db, most=most)
+        found, self._met = reconcile.meet(self._db, after=self._met, most=most)
+        if not found and not self._met:
+            self._meeting.next_look = time.monotonic() + MEETING_SECONDS
+
+    def _walk(self) -> None:
+        reconcile.walk(self._db, most=self._budget.unhurried_per_second)
 
     def _prune(self) -> None:
         """In small batches, each its own transaction, until one is not old enough or it takes too long."""

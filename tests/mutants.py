@@ -260,8 +260,8 @@ MUTANTS = [
     Mutant(
         "an outage settles what it should not",
         "billing/sync.py",
-        '        _failed(db, budget, question, e if deadline.left() > 0 else StripeFailed("out_of_time"))\n',
-        "        return hold(db, question, Answer())\n",
+        '        failure = e if deadline.left() > 0 else StripeFailed("out_of_time")\n',
+        "        return None if hold(db, question, Answer()) else e\n",
         "tests/test_worker.py::test_while_stripe_fails_nothing_is_lost_or_buried_and_afterwards_all_is_settled",
     ),
     Mutant(
@@ -359,8 +359,8 @@ MUTANTS = [
     Mutant(
         "the walk does not look how long the line is",
         "billing/reconcile.py",
-        "        room = most - questions.in_line(connection, most=most)\n",
-        "        room = most\n",
+        "        room = most - questions.in_line(connection, most=most)\n        found = questions.stalest(",
+        "        room = most\n        found = questions.stalest(",
         "tests/test_reconcile.py::test_a_walk_adds_nobody_while_questions_wait_and_goes_on_when_they_are_put",
     ),
     Mutant(

@@ -461,7 +461,7 @@ def test_a_chore_that_cannot_have_a_customer_costs_the_others_nothing(
 
     done = {row["name"] for row in rows(database, "SELECT name FROM chores")}
     failed = [line["chore"] for line in said() if line["event"] == "chore.failed"]
-    assert done == {"clock", "sweep", "prune", "meet", "walk", "look", "catalogue"}
+    assert done == {"clock", "sweep", "prune", "meet", "walk", "look", "tell", "catalogue"}
     assert failed == ["meet"]  # it waits, for there are no others; the walk goes round the customer
 
 
