@@ -408,15 +408,15 @@ MUTANTS = [
     Mutant(
         "a document is written before its events are settled",
         "billing/sync.py",
-        "        _refresh(connection, batch, owned, outcome)\n",
-        "    with db.begin(SYSTEM) as connection:\n        _refresh(connection, batch, owned, outcome)\n",
+        "        changed = _refresh(connection, batch, owned, outcome)\n",
+        "    with db.begin(SYSTEM) as connection:\n        changed = _refresh(connection, batch, owned, outcome)\n",
         "tests/test_state.py::test_a_document_is_written_with_the_settling_of_its_events_or_not_at_all",
     ),
     Mutant(
         "every write is a version",
         "billing/state.py",
-        "        version += measured != bytes(digest)\n",
-        "        version += 1\n",
+        "        grows = measured != bytes(digest)\n",
+        "        grows = True\n",
         "tests/test_state.py::test_writing_the_same_again_changes_nothing_but_its_freshness",
     ),
     Mutant(
@@ -493,8 +493,8 @@ MUTANTS = [
     Mutant(
         "one secret only",
         "billing/signatures.py",
-        "    for secret in secrets:\n",
-        "    for secret in secrets[:1]:\n",
+        "    for place, secret in enumerate(secrets, 1):\n",
+        "    for place, secret in enumerate(secrets[:1], 1):\n",
         "tests/test_signatures.py::test_every_secret_is_tried",
     ),
     Mutant(
@@ -507,8 +507,8 @@ MUTANTS = [
     Mutant(
         "the future is now",
         "billing/signatures.py",
-        "abs(now - at) > TOLERANCE_SECONDS",
-        "now - at > TOLERANCE_SECONDS",
+        "at is None or abs(now - at) > TOLERANCE_SECONDS:",
+        "at is None or now - at > TOLERANCE_SECONDS:",
         "tests/test_signatures.py::test_it_holds_for_five_minutes_either_way",
     ),
     Mutant(
@@ -612,8 +612,8 @@ MUTANTS = [
     Mutant(
         "a position is given whether or not the version moves",
         "billing/state.py",
-        '"moves": one.is_shown and version > fed',
-        '"moves": one.is_shown',
+        "        moves = one.is_shown and version > fed\n",
+        "        moves = one.is_shown\n",
         "tests/test_feed.py::test_what_only_confirms_a_document_moves_nobody",
     ),
     Mutant(
