@@ -126,8 +126,9 @@ def _warnings(taken: Vitals, stripe: AtStripe, reconciled: Standing) -> Iterator
     for needing in reconciled.needing[:NAMED]:
         sentence = f"{needing.tenant_id}: {NEEDS[needing.kind]} ({needing.customer})"
         yield Attention("warning", sentence, "tenants", tenant_id=needing.tenant_id)
-    if len(reconciled.needing) > NAMED:
-        rest = number_of(len(reconciled.needing) - NAMED, "more tenant has", "more tenants have")
+    unnamed = sum(taken.drifted.get(kind, 0) for kind in NEEDS) - len(reconciled.needing[:NAMED])
+    if unnamed > 0:
+        rest = number_of(unnamed, "more tenant has", "more tenants have")
         yield Attention("warning", f"{rest} a customer that cannot be right", "tenants")
     if taken.waiting:
         waiting = number_of(taken.waiting, "event waits", "events wait")
