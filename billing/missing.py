@@ -28,6 +28,7 @@ DAY_SECONDS = 24 * 3600
 UNDELIVERED_SECONDS = 4 * DAY_SECONDS  # Stripe itself tries for three days
 LISTED_SECONDS = 30 * DAY_SECONDS  # how far back Stripe lists events
 STRETCH_SECONDS = 3600  # that are read at once: a listing that fails is begun again there
+LONGEST_STRETCH_SECONDS = DAY_SECONDS  # where little is listed
 OVERLAP_SECONDS = 120  # an event may be listed later than a younger one
 ON_ITS_WAY_SECONDS = 60  # a younger one is not late yet
 TYPES_AT_ONCE = 20  # that Stripe lists
@@ -76,21 +77,21 @@ def missed(
 ) -> int:
     """Fetch all that is of use and was listed since everything listed was here. How many were new to us.
 
-    How far the list is here is noted hour by hour, each when all of it is kept, and by Stripe's clock: ours may
-    be wrong. What happened before anybody looked is left alone: every link has Stripe asked.
+    How far the list is here is noted stretch by stretch, each when all of it is kept, and by Stripe's clock:
+    ours may be wrong. What happened before anybody looked is left alone: every link has Stripe asked.
     """
-    found, since = 0, listed_until(db)
+    found, since, stretch = 0, listed_until(db), STRETCH_SECONDS
     if since is None:
         _begin_listing(db, stripe, budget)
     while since is not None:
-        asked, until = [], since + STRETCH_SECONDS
+        asked, until = [], since + stretch
         for page in _of_use(stripe, budget, since, until):
             go_on()
             asked.append(page.asked)
             found += _take(db, page, livemode)
         with db.begin(SYSTEM) as connection:
             runs.listed(connection, min(until, *asked))
-        since = _next(until, asked)
+        since, stretch = _next(until, asked), _next_stretch(stretch, asked)
     if found:
         log.warning("reconcile.missed", events=found)
     return found
@@ -106,6 +107,13 @@ def _begin_listing(db: Database, stripe: Stripe, budget: Budget) -> None:
 def _next(until: int, asked: Sequence[int]) -> int | None:
     """Where the list goes on, by when its pages were asked for; None at its end, which is now."""
     return until - OVERLAP_SECONDS if until <= min(asked) else None
+
+
+def _next_stretch(stretch: int, asked: Sequence[int]) -> int:
+    """Twice as long where one page of each had all; short again where there is much, for it may have to be read
+    once more.
+    """
+    return min(2 * stretch, LONGEST_STRETCH_SECONDS) if len(asked) == len(TYPES) else STRETCH_SECONDS
 
 
 def listed_until(db: Database) -> int | None:
@@ -124,12 +132,13 @@ def unknown(db: Database, stripe: Stripe, budget: Budget, *, livemode: bool) -> 
 
 
 def _listed_since(stripe: Stripe, budget: Budget, since: int | None) -> Iterator[Reading]:
+    stretch = STRETCH_SECONDS
     while since is not None:
-        asked, until = [], since + STRETCH_SECONDS
+        asked, until = [], since + stretch
         for page in _of_use(stripe, budget, since, until):
             asked.append(page.asked)
             yield page
-        since = _next(until, asked)
+        since, stretch = _next(until, asked), _next_stretch(stretch, asked)
 
 
 def _undelivered(stripe: Stripe, budget: Budget, since: int | None = None) -> Iterator[Reading]:

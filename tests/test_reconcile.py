@@ -377,20 +377,22 @@ def test_a_look_that_is_killed_anywhere_loses_no_event_and_no_suspicion(
     ]
 
 
-def test_a_list_that_was_left_for_long_is_read_by_the_hour_and_no_further_back_than_stripe_has_it(
+def test_a_list_that_was_left_for_long_is_read_in_growing_stretches_and_no_further_back_than_stripe_has_it(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(missing, "LISTED_SECONDS", 5 * 3600)
     monkeypatch.setattr(missing, "time", SimpleNamespace(time=account.sandbox.now))
     before = len(listings(account.sandbox))
     with account.db.begin(SYSTEM) as connection:
-        runs.listed(connection, account.sandbox.now() - 24 * 3600)
+        runs.listed(connection, account.sandbox.now() - 400 * missing.DAY_SECONDS)
 
     account.look()
 
     since = [int(one["params"]["created"]["gte"]) for one in listings(account.sandbox)[before:]]
     assert min(since) >= account.sandbox.now() - missing.LISTED_SECONDS - 60
-    assert len(set(since)) == 6  # each begins a little before the one before it ended
+    begun = sorted(set(since))
+    assert [round((b - a) / 3600) for a, b in itertools.pairwise(begun)][:6] == [1, 2, 4, 8, 16, 24]
+    assert all(b - a < missing.DAY_SECONDS for a, b in itertools.pairwise(begun))  # a little is read twice
+    assert len(begun) < 40
 
 
 def test_the_first_look_notes_stripes_time_and_no_clock_of_ours_moves_it_on(

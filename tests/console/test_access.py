@@ -351,7 +351,10 @@ def test_while_the_database_is_away_an_operator_is_told_so(
     answer = client.get(HOME, base_url=HERE)
 
     assert (answer.status_code, answer.content_type) == (503, "text/html; charset=utf-8")
-    assert (answer.headers["Retry-After"], "Service unavailable." in words(answer)) == ("2", True)
+    assert (answer.headers["Retry-After"], "The database is away, or has too much to do" in words(answer)) == (
+        "2",
+        True,
+    )
     assert client.get(f"{HOME}console.css", base_url=HERE).status_code == 200
     monkeypatch.setattr(access, "_door", threading.BoundedSemaphore(1))
     with access._door:  # who is sent away from there has asked the database for nothing
