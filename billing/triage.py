@@ -1,8 +1,8 @@
 """What operators see of the inbox: failures grouped by reason, events found by anything, each as a whole.
 
-Among ten million settled events no question takes longer than among ten. What is not finished has indexes of
-few rows. The finished ones are found by their id, and by whom or what they are about; by anything else they
-are looked for among `LOOKED_AT` of them at a time, and the answer says where to look on.
+A question costs by what is unfinished, which has indexes of its own, and not by how many are settled. These are
+found by their id, and by whom or what they are about; by anything else they are looked for among `LOOKED_AT` of
+them at a time, and the answer says where to look on.
 """
 
 from __future__ import annotations

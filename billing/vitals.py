@@ -1,7 +1,7 @@
 """How the service is: the figures that alarms, the doctor and the operators' overview share.
 
-Taken in one go, and as cheap among ten million settled events and a million tenants as on the first day: each
-figure comes along an index of few rows, and none is counted beyond `COUNTED`.
+Taken in one go, and bounded by what is unfinished: each figure comes along an index that leaves out the settled
+events, and none is counted beyond `COUNTED`.
 """
 
 from __future__ import annotations

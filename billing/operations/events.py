@@ -20,7 +20,6 @@ from billing import (
     audit,
     checkouts,
     customers,
-    enrolling,
     errors,
     events,
     inbox,
@@ -33,8 +32,9 @@ from billing import (
 )
 from billing.audit import By
 from billing.db import SYSTEM
-from billing.operations import masking
+from billing.operations import masking, repairs
 from billing.operations.base import SHOWN, Page
+from billing.operations.repairs import Linked
 from billing.questions import Pace, Standing
 from billing.triage import Choice, Entry, Record
 from billing.wiring import Billing
@@ -44,7 +44,6 @@ SECONDS = 3.0  # for which a request goes on
 RELATED = 20
 DEEDS = 20
 LONGEST = 200_000  # characters of a payload that are shown
-LINK_SECONDS = 5.0  # for which somebody waits for what Stripe says of the customer
 
 
 # ---- the whole at a glance
@@ -423,18 +422,8 @@ def _note(connection: Connection, by: By, action: str, done: Sequence[inbox.Name
     audit.note_each(connection, by, action, named)
 
 
-@dataclass(frozen=True, slots=True)
-class Linked:
-    """A customer that has an owner now, and how many events had waited for that."""
-
-    tenant_id: str
-    customer: str
-    woken: int
-    is_told: bool  # or Stripe's customer does not say so yet; a worker goes on telling it
-
-
 def link(billing: Billing, by: By, event_id: str, tenant_id: str) -> Linked | None:
-    """Make the event's customer the tenant's, on the terms of `enrolling.link`; what waited is worked on then.
+    """Make the event's customer the tenant's, on the terms of `repairs.link`; what waited is worked on then.
 
     None if there is no such event, or it names no customer.
     """
@@ -442,8 +431,4 @@ def link(billing: Billing, by: By, event_id: str, tenant_id: str) -> Linked | No
         record = triage.record(connection, event_id)
     if record is None or record.customer is None:
         return None
-    db, stripe, budget = billing.db, billing.stripe, billing.budget
-    woken = enrolling.link(db, stripe, budget, tenant_id, record.customer, by=by)
-    sync.now(db, stripe, budget, record.customer, patience=LINK_SECONDS)
-    is_told = enrolling.try_to_tell(db, stripe, tenant_id)
-    return Linked(tenant_id, record.customer, woken, is_told)
+    return repairs.link(billing, tenant_id, record.customer, by)
